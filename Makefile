@@ -1,0 +1,31 @@
+# Two commands for a newcomer: `make demo` and `make test`. The others are for those who work on fedscan.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: help demo test check bench docs clean
+help:            ## show this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+
+.venv/ready: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q --disable-pip-version-check torch==2.13.0
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+demo: .venv/ready    ## five simulated hospitals train one model; ends with a report
+	$(BIN)/fedscan demo
+
+check: .venv/ready   ## lint, types and the fast tests: before every commit
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -m 'not slow'
+
+test: .venv/ready    ## everything that CI runs, the slow tests too
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+clean:           ## remove what the commands above made
+	rm -rf .venv build src/*.egg-info
