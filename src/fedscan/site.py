@@ -1,0 +1,258 @@
+"""A hospital's side of the conversation: its cases, its task, its networks and its private memory."""
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from fedscan.schema import Kind, Weights, kinds_of, weights_of
+from fedscan.step import Step
+
+
+class Batch(NamedTuple):
+    """Cases side by side, on the device they are trained on."""
+
+    x: Tensor  # images (B, C, *spatial), float32; a missing sequence is a zero channel
+    y: Tensor  # labels (B, *spatial) or classes (B,), whole numbers
+    present: Tensor | None = None  # (B, C) bool, False where a sequence is missing
+
+
+class Split(Protocol):
+    """One of a site's three sets of cases: train, validation or test."""
+
+    names: Sequence[str]
+    subjects: Sequence[str]
+
+    def __len__(self) -> int: ...
+
+    def batches(self, size: int, order: torch.Generator, augment: torch.Generator) -> Iterator[Batch]:
+        """One epoch in an order drawn from ``order``, augmented with parameters drawn from ``augment``."""
+        ...
+
+    def case(self, i: int) -> tuple[Batch, Any]:
+        """Case ``i`` whole, not augmented, as a batch of one; and what is known of it (spacing in mm, ...)."""
+        ...
+
+
+class Splits(NamedTuple):
+    """What a site has. Methods see train and validation; test is scored once, at the end."""
+
+    train: Split
+    validation: Split
+    test: Split
+
+
+Outputs = Mapping[str, Tensor]  # what one forward pass gave: "logits", and "features" where a network has them
+Rows = list[list[Any]]  # case, subject, label, metric, value (None where undefined)
+
+
+class Task(Protocol):
+    """What is learned. Knows nothing of federation: the same object trains on pooled data."""
+
+    networks: Mapping[str, Callable[[], nn.Module]]  # by role; "model" is the one that predicts
+
+    def outputs(self, model: nn.Module, batch: Batch) -> Outputs: ...
+    def loss(self, out: Outputs, batch: Batch) -> Tensor: ...
+    def scores(self, model: nn.Module, split: Split) -> Rows: ...
+    def quality(self, model: nn.Module, split: Split) -> dict[str, float | None]: ...
+
+
+class Slots:
+    """The networks of one worker process: built once, loaded in place, so that nothing is recompiled per answer."""
+
+    def __init__(self, task: Task, step: Step, device: torch.device) -> None:
+        self.task, self.step, self.device = task, step, device
+        self._models: dict[tuple[str, str], nn.Module] = {}
+
+    def model(self, slot: str = "model", network: str = "model") -> nn.Module:
+        """The network in ``slot``. Its weights are whatever was last loaded, so load before use."""
+        if (slot, network) not in self._models:
+            with torch.random.fork_rng(devices=[]):
+                model = self.task.networks[network]().to(self.device)
+            self._models[slot, network] = self.step.prepared(model)
+        return self._models[slot, network]
+
+    def pointers(self) -> set[int]:
+        """Where the slots' tensors lie in memory; whatever lies there too must be copied before it is kept."""
+        return {t.data_ptr() for m in self._models.values() for t in (*m.parameters(), *m.buffers())}
+
+
+@dataclass
+class Site:
+    """One hospital while it answers one question.
+
+    ``state`` never leaves the site and is the only thing that survives from one answer to the next, over any engine:
+    whatever a method wants to remember goes in there, as weights, tensors, numbers and text.
+    """
+
+    name: str
+    task: Task
+    splits: Splits
+    step: Step
+    slots: Slots
+    state: dict[str, Any] = field(default_factory=dict)
+    seed: int = 0  # of the study
+    round: int = 0
+    rounds: int = 1
+    call: int = 0
+    key: bytes = b""  # the site's own secret, from its disk
+
+    @property
+    def train(self) -> Split:
+        return self.splits.train
+
+    @property
+    def validation(self) -> Split:
+        return self.splits.validation
+
+    @property
+    def cases(self) -> int:
+        """How many training cases the site has."""
+        return len(self.splits.train)
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of this round, after the study's schedule."""
+        return self.step.rate(self.round, self.rounds)
+
+    def stream(self, name: str) -> torch.Generator:
+        """A CPU generator for this site, round and call, of its own for each ``name``; the same on every engine."""
+        return torch.Generator().manual_seed(seed_of(self.seed, self.name, self.round, self.call, name))
+
+    @cached_property
+    def order(self) -> torch.Generator:
+        """Draws the order of the batches, and nothing else."""
+        return self.stream("order")
+
+    @cached_property
+    def augmentation(self) -> torch.Generator:
+        """Draws the augmentation of the cases, and nothing else."""
+        return self.stream("augmentation")
+
+    def secret(self, stream: str) -> torch.Generator:
+        """A generator that the server cannot guess: for noise, masks and keys. Keyed by a secret on the site's disk."""
+        text = f"{self.key.hex()}/{self.round}/{self.call}/{stream}"
+        return torch.Generator().manual_seed(seed_of(text))
+
+    def batches(self, epochs: float | None = None) -> Iterator[Batch]:
+        """The site's training cases in batches, ``epochs`` times over (default: the study's local epochs)."""
+        for _ in range(int(self.step.epochs if epochs is None else epochs)):
+            yield from self.train.batches(self.step.batch, self.order, self.augmentation)
+
+    def model(self, slot: str = "model", network: str = "model") -> nn.Module:
+        """A network to work with. Its weights are arbitrary until they are loaded."""
+        return self.slots.model(slot, network)
+
+    def recall(self, name: str, otherwise: nn.Module) -> nn.Module:
+        """The model kept under ``name``, or a copy of ``otherwise`` the first time, in a slot of its own."""
+        model = self.model(name)
+        load(model, self.state.get(name) or weights_of(otherwise))
+        return model
+
+    def keep(self, name: str, model: nn.Module) -> None:
+        """Remember the model under ``name`` for later answers."""
+        self.state[name] = copy_of(model)
+
+
+def seed_of(*parts: object) -> int:
+    """A seed from what it is for, the same on every machine. (Python's own hash differs from run to run.)"""
+    return int.from_bytes(hashlib.sha256("/".join(map(str, parts)).encode()).digest()[:7], "big")
+
+
+def copy_of(model: nn.Module) -> Weights:
+    """The model's leaves, copied, with their kinds."""
+    return Weights({k: v.detach().clone() for k, v in model.state_dict().items()}, kinds_of(model))
+
+
+@torch.no_grad()
+def load(model: nn.Module, *layers: Mapping[str, Tensor]) -> nn.Module:
+    """Writes leaves into the model in place; later layers win, and together they must name every leaf.
+
+    Raises ValueError naming the first leaf that is missing, unknown or of another shape.
+    """
+    own = model.state_dict()
+    new: dict[str, Tensor] = {}
+    for layer in layers:
+        new.update(layer)
+    for name in own.keys() | new.keys():
+        if name not in new or name not in own:
+            raise ValueError(f"the weights {'lack' if name in own else 'hold an unknown'} leaf {name!r}")
+        if own[name].shape != new[name].shape:
+            raise ValueError(f"leaf {name!r} has shape {tuple(new[name].shape)}; the model has {tuple(own[name].shape)}")
+    torch._foreach_copy_([own[k] for k in own], [new[k] for k in own])
+    return model
+
+
+Extra = Callable[[nn.Module, Batch, Outputs], Tensor]
+
+
+def fit(
+    site: Site,
+    model: nn.Module,
+    *,
+    batches: Iterable[Batch] | None = None,
+    epochs: float | None = None,
+    extra: Extra | None = None,
+    correct: Callable[[nn.Module], None] | None = None,
+    memory: Weights | None = None,
+) -> dict[str, Any]:
+    """The one local training loop. Trains ``model`` in place on the site's cases, as the study's ``Step`` says.
+
+    batches  other batches than the site's own (pseudo-labels, replayed or restyled cases)
+    epochs   other than the study's local epochs
+    extra    a term added to the task's loss (FedProx, MOON, distillation); it is given the one forward pass
+    correct  edits the gradients before the step (SCAFFOLD, Mime)
+    memory   the optimiser's moments to start from, where the study lets them travel
+
+    Returns the mean loss and the number of optimiser steps.
+    """
+    step, task = site.step, site.task
+    optimizer = step.optimizer(model, site.lr, memory if memory is not None else site.state.get("optimizer"))
+    model.train()
+    total = torch.zeros((), device=site.slots.device)
+    seen = steps = waiting = 0
+    for batch in site.batches(epochs) if batches is None else batches:
+        with step.autocast(site.slots.device):
+            out = task.outputs(model, batch)  # the only forward pass: a second one would move batch norm twice
+            loss = task.loss(out, batch)
+            if extra:
+                loss = loss + extra(model, batch, out)
+        loss.backward()  # type: ignore[no-untyped-call]
+        total += loss.detach()  # no .item() here: it would make a GPU wait for every step
+        seen, waiting = seen + 1, waiting + 1
+        if waiting == step.accumulate:
+            step.take(optimizer, model, waiting, correct)
+            steps, waiting = steps + 1, 0
+    if waiting:
+        step.take(optimizer, model, waiting, correct)
+        steps += 1
+    if not steps:
+        raise ValueError(f"site {site.name} has no training batch")
+    if step.moments == "kept":
+        site.state["optimizer"] = step.moments_of(optimizer, model)
+    report: dict[str, Any] = {"loss": float(total) / seen, "steps": steps}
+    if step.moments in ("averaged", "travels"):
+        report["optimizer"] = step.moments_of(optimizer, model)
+    return report
+
+
+def norms(model: nn.Module) -> tuple[str, ...]:
+    """The leaves of the model's normalisation layers, found by their type."""
+    kinds = (
+        nn.modules.batchnorm._NormBase,
+        nn.GroupNorm,
+        nn.LayerNorm,
+        nn.LocalResponseNorm,
+    )
+    found = []
+    for prefix, module in model.named_modules():
+        if isinstance(module, kinds):
+            found += [f"{prefix}.{name}" if prefix else name for name in module.state_dict()]
+    return tuple(found)
+
+
+__all__ = ["Batch", "Extra", "Kind", "Outputs", "Rows", "Site", "Slots", "Split", "Splits", "Task", "fit", "load"]
