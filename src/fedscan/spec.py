@@ -1,0 +1,175 @@
+"""What an answer may hold. A site's reply, or a message, that does not fit is refused by a sentence.
+
+``Refused`` is the one exception for what another party sent. A spec is a mapping of names to the kinds below; the
+receiver makes it from its own study, so that no size in a message is ever believed.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedscan.schema import Schema, Weights
+
+
+class Refused(ValueError):
+    """What was sent does not fit what was asked. The text is one sentence, fit to be shown to people."""
+
+
+@dataclass(frozen=True)
+class Number:
+    """A finite number between ``low`` and ``high``; None only where ``optional``."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    whole: bool = False
+    optional: bool = False
+
+    def check(self, value: Any, where: str) -> None:
+        if value is None and self.optional:
+            return
+        if isinstance(value, bool) or not isinstance(value, int if self.whole else int | float):
+            raise Refused(f"{where} should be a {'whole ' if self.whole else ''}number, not {brief(value)}")
+        if not math.isfinite(value):
+            raise Refused(f"{where} is not finite")
+        if not self.low <= value <= self.high:
+            raise Refused(f"{where} is {value}, outside {self.low} to {self.high}")
+
+
+@dataclass(frozen=True)
+class Text:
+    """Text of at most ``limit`` characters."""
+
+    limit: int = 200
+
+    def check(self, value: Any, where: str) -> None:
+        if not isinstance(value, str) or len(value) > self.limit:
+            raise Refused(f"{where} should be text of at most {self.limit} characters, not {brief(value)}")
+
+
+@dataclass(frozen=True)
+class Leaves:
+    """Weights with exactly these names, shapes, dtypes and kinds, all finite."""
+
+    schema: Schema
+
+    def check(self, value: Any, where: str) -> None:
+        if not isinstance(value, Weights):
+            raise Refused(f"{where} should be weights, not {brief(value)}")
+        if value.keys() != self.schema.keys():
+            odd = sorted(value.keys() ^ self.schema.keys())[0]
+            raise Refused(f"{where} {'holds an unknown' if odd in value else 'lacks the'} leaf {odd!r}")
+        for name, leaf in self.schema.items():
+            got = value[name]
+            if tuple(got.shape) != leaf.shape or got.dtype != leaf.dtype or value.kinds[name] != leaf.kind:
+                raise Refused(
+                    f"{where}: leaf {name!r} is {tuple(got.shape)} {got.dtype} {value.kinds[name]}, "
+                    f"and should be {leaf.shape} {leaf.dtype} {leaf.kind}"
+                )
+            if not finite(got):
+                raise Refused(f"{where}: leaf {name!r} is not finite")
+
+
+@dataclass(frozen=True)
+class Blob:
+    """Bytes: a flat uint8 tensor of at most ``limit`` entries."""
+
+    limit: int
+
+    def check(self, value: Any, where: str) -> None:
+        if not isinstance(value, Tensor) or value.dtype != torch.uint8 or value.ndim != 1:
+            raise Refused(f"{where} should be bytes, not {brief(value)}")
+        if value.numel() > self.limit:
+            raise Refused(f"{where} has {value.numel()} bytes; at most {self.limit} were expected")
+
+
+@dataclass(frozen=True)
+class Array:
+    """A finite tensor of this dtype and shape; -1 in the shape admits up to ``limit`` entries there."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype = torch.float32
+    limit: int = 4096
+
+    def check(self, value: Any, where: str) -> None:
+        if not isinstance(value, Tensor) or value.dtype != self.dtype or value.ndim != len(self.shape):
+            raise Refused(f"{where} should be a {self.dtype} tensor of shape {self.shape}, not {brief(value)}")
+        for got, want in zip(value.shape, self.shape, strict=True):
+            if (want >= 0 and got != want) or got > max(want, self.limit):
+                raise Refused(f"{where} has shape {tuple(value.shape)}, and should have {self.shape}")
+        if not finite(value):
+            raise Refused(f"{where} is not finite")
+
+
+@dataclass(frozen=True)
+class Table:
+    """A list of rows; each row has one entry per column, and fits it."""
+
+    columns: Mapping[str, "Spec"]
+    limit: int = 1_000_000
+
+    def check(self, value: Any, where: str) -> None:
+        if not isinstance(value, list) or len(value) > self.limit:
+            raise Refused(f"{where} should be a table of at most {self.limit} rows, not {brief(value)}")
+        for i, row in enumerate(value):
+            if not isinstance(row, list) or len(row) != len(self.columns):
+                raise Refused(f"{where}: row {i} should have the entries {', '.join(self.columns)}")
+            for (column, spec), entry in zip(self.columns.items(), row, strict=True):
+                spec.check(entry, f"{where}: {column} of row {i}")
+
+
+@dataclass(frozen=True)
+class Maybe:
+    """An entry that may be absent."""
+
+    spec: "Spec"
+
+    def check(self, value: Any, where: str) -> None:
+        self.spec.check(value, where)
+
+
+@dataclass(frozen=True)
+class Group:
+    """A mapping with these entries; where ``others`` is given, up to 64 further ones that fit it."""
+
+    entries: Mapping[str, "Spec"]
+    others: "Spec | None" = None
+
+    def check(self, value: Any, where: str) -> None:
+        if not isinstance(value, Mapping) or isinstance(value, Weights):
+            raise Refused(f"{where} should have the entries {', '.join(self.entries)}, not be {brief(value)}")
+        for name, spec in self.entries.items():
+            if name in value:
+                spec.check(value[name], f"{where}: {name}")
+            elif not isinstance(spec, Maybe):
+                raise Refused(f"{where} lacks {name!r}")
+        rest = [name for name in value if name not in self.entries]
+        if rest and self.others is None:
+            raise Refused(f"{where} holds {rest[0]!r}, which was not asked for")
+        if len(rest) > 64:
+            raise Refused(f"{where} holds {len(rest)} further entries; at most 64 are allowed")
+        for name in rest:
+            assert self.others is not None
+            self.others.check(value[name], f"{where}: {name}")
+
+
+Spec = Number | Text | Leaves | Blob | Array | Table | Maybe | Group
+
+
+def finite(x: Tensor) -> bool:
+    """Whether every entry is finite. One pass: the sum is finite unless an entry is not, or the sum overflows."""
+    if not x.is_floating_point():
+        return True
+    return bool(torch.isfinite(x.sum())) or bool(torch.isfinite(x).all())
+
+
+def brief(value: Any) -> str:
+    """What something is, in a few words, however large or hostile it is."""
+    if isinstance(value, Tensor):
+        return f"a {value.dtype} tensor of shape {tuple(value.shape)}"
+    if isinstance(value, Mapping | list):
+        return f"a {type(value).__name__.lower()} of {len(value)}"
+    return repr(value)[:40]

@@ -1,0 +1,304 @@
+"""A message as bytes, and back. The bytes are a safetensors file: a JSON header, then the leaves, one after another.
+
+A message is a tree of mappings whose ends are weights, tensors, numbers, text, truth values, None, or lists of those.
+No class and no code is on the wire: what arrives is parsed as JSON and as arrays whose every size is checked against
+the bytes that are really there, before anything is allocated.
+"""
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedscan.schema import Kind, Weights
+from fedscan.spec import Refused
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+LETTERS = {"p": Kind.PARAMETER, "s": Kind.STATISTIC, "c": Kind.COUNTER}
+LETTER_OF = {kind: letter for letter, kind in LETTERS.items()}
+Buffer = np.ndarray[Any, np.dtype[np.uint8]]
+HEADER_LIMIT = 32 << 20  # bytes; the header of a model of 100,000 leaves takes a third of it
+DEPTH_LIMIT = 32
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """A message made ready: its header, and its leaves, which are not copied until they are written."""
+
+    header: bytes
+    leaves: tuple[Tensor, ...]
+
+    @cached_property
+    def nbytes(self) -> int:
+        """Bytes on the wire."""
+        return len(self.header) + sum(t.numel() * t.element_size() for t in self.leaves)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the bytes on the wire, in hexadecimal."""
+        sha = hashlib.sha256()
+        for chunk in self.chunks():
+            sha.update(chunk)
+        return sha.hexdigest()
+
+    def chunks(self) -> Iterator[bytes | memoryview]:
+        """The bytes on the wire, piece by piece; a leaf in the memory of the processor is not copied."""
+        yield self.header
+        for leaf in self.leaves:
+            if leaf.numel():
+                yield leaf.contiguous().cpu().view(-1).view(torch.uint8).numpy().data
+
+    def write(self, file: BinaryIO) -> None:
+        """Writes the bytes on the wire, leaf by leaf."""
+        for chunk in self.chunks():
+            file.write(chunk)
+
+    def __bytes__(self) -> bytes:
+        return b"".join(bytes(c) for c in self.chunks())
+
+
+def pack(message: Mapping[str, Any]) -> Parcel:
+    """Makes a message ready to travel.
+
+    Raises TypeError naming the entry that cannot travel: only weights, tensors, numbers, text, truth values, None,
+    and mappings and lists of those do.
+    """
+    entries: dict[str, Any] = {}
+    leaves: list[Tensor] = []
+    offset = 0
+
+    def place(path: str, leaf: Tensor) -> None:
+        nonlocal offset
+        if leaf.dtype not in NAMES:
+            raise TypeError(f"{path}: a tensor of {leaf.dtype} cannot travel")
+        end = offset + leaf.numel() * leaf.element_size()
+        entries[path] = {"dtype": NAMES[leaf.dtype], "shape": list(leaf.shape), "data_offsets": [offset, end]}
+        offset = end
+        leaves.append(leaf.detach())
+
+    def walk(node: Any, path: str) -> Any:
+        if isinstance(node, Weights):
+            for name, leaf in node.items():
+                place(f"{path}/{name}", leaf)
+            return {"$w": "".join(LETTER_OF[node.kinds[k]] for k in node)}
+        if isinstance(node, Tensor):
+            place(path, node)
+            return {"$t": 0}
+        if isinstance(node, Mapping):
+            for key in node:
+                if not isinstance(key, str) or key.startswith("$") or "/" in key:
+                    raise TypeError(f"{path}: {key!r} cannot name an entry of a message")
+            return {key: walk(value, f"{path}/{key}") for key, value in node.items()}
+        if isinstance(node, list | tuple):
+            return [plain(value, path) for value in node]
+        return plain(node, path)
+
+    tree = walk(message, "")
+    entries["__metadata__"] = {"message": dumps(tree)}
+    header = dumps(entries).encode()
+    header += b" " * (-len(header) % 8)
+    return Parcel(len(header).to_bytes(8, "little") + header, tuple(leaves))
+
+
+def plain(value: Any, path: str) -> Any:
+    """A number, text, truth value, None, or a list of those, as JSON takes it."""
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise TypeError(f"{path}: a number that is not finite cannot travel; send None where it is undefined")
+        return value
+    if isinstance(value, list | tuple):
+        return [plain(v, path) for v in value]
+    raise TypeError(f"{path}: a {type(value).__name__} cannot travel; send weights, tensors, numbers or text")
+
+
+def dumps(tree: Any) -> str:
+    """Canonical JSON: the same tree gives the same text everywhere."""
+    return json.dumps(tree, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
+
+def unpack(data: bytes | bytearray | memoryview | Buffer) -> dict[str, Any]:
+    """The message in these bytes. Leaves are views of ``data`` where it can be written to, else copies.
+
+    Raises Refused with one sentence for whatever is not a whole, well-formed message.
+    """
+    buffer = data if isinstance(data, np.ndarray) else np.frombuffer(data, np.uint8)
+    entries, tree, start = read_header(buffer)
+    reader = _Reader(buffer, start, entries)
+    try:
+        message = reader.walk(tree, "", 0)
+    except (KeyError, TypeError, AttributeError) as e:
+        raise Refused("the message's announcement is malformed") from e
+    if reader.at != len(entries):
+        raise Refused("the message carries leaves that it does not announce")
+    if not isinstance(message, dict):
+        raise Refused("the message is not a mapping of names to entries")
+    return message
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """The message in a file. Leaves are mapped, copy on write: pages are read when they are used."""
+    if path.stat().st_size == 0:
+        raise Refused(f"{path.name} is empty")
+    return unpack(np.memmap(path, np.uint8, mode="c"))
+
+
+def write_file(path: Path, parcel: Parcel, *, durable: bool = False) -> None:
+    """Writes the bytes on the wire to ``path``: whole or not at all, and past a power cut where ``durable``."""
+    replace_file(path, parcel.write, durable=durable)
+
+
+def replace_file(path: Path, write: Callable[[BinaryIO], object], *, durable: bool = False) -> None:
+    """Makes ``path`` hold what ``write`` writes, whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("wb") as file:
+        write(file)
+        if durable:
+            file.flush()
+            os.fsync(file.fileno())
+    partial.rename(path)
+    if durable:
+        sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Waits until the names in ``folder`` are on the disk."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def read_header(buffer: Buffer) -> tuple[dict[str, Any], Any, int]:
+    """The entries of the leaves in the order of their bytes, the tree, and where the leaves start.
+
+    Every offset is checked against the bytes that are there, and every size against its shape and dtype.
+    """
+    if len(buffer) < 8:
+        raise Refused(f"the message has {len(buffer)} bytes, too few for a header")
+    length = int.from_bytes(buffer[:8].tobytes(), "little")
+    if length > min(HEADER_LIMIT, len(buffer) - 8):
+        raise Refused(f"the message announces a header of {length} bytes and has {len(buffer) - 8}")
+    header = loads(buffer[8 : 8 + length].tobytes())
+    if not isinstance(header, dict) or not isinstance(header.get("__metadata__"), dict):
+        raise Refused("the message's header is not that of a message")
+    text = header.pop("__metadata__").get("message")
+    if not isinstance(text, str):
+        raise Refused("the message's header lacks its announcement")
+    offset, available = 0, len(buffer) - 8 - length
+    for path, entry in header.items():
+        offset = check_entry(path, entry, offset, available)
+    if offset != available:
+        raise Refused(f"the message carries {available} bytes of leaves and announces {offset}")
+    return header, loads(text.encode()), 8 + length
+
+
+def check_entry(path: str, entry: Any, offset: int, available: int) -> int:
+    """Checks one leaf's entry, which should start at ``offset``; returns where it ends."""
+    match entry:
+        case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(begin), int(end)]} if len(entry) == 3:
+            pass
+        case _:
+            raise Refused(f"leaf {path[:80]!r} is not described by dtype, shape and offsets")
+    if dtype not in DTYPES:
+        raise Refused(f"leaf {path[:80]!r} has the unknown dtype {dtype[:20]!r}")
+    if len(shape) > 8 or any(type(n) is not int or n < 0 for n in shape):
+        raise Refused(f"leaf {path[:80]!r} has no proper shape")
+    size = math.prod(shape) * DTYPES[dtype].itemsize
+    if begin != offset or end - begin != size or end > available:
+        raise Refused(f"leaf {path[:80]!r} should take bytes {offset} to {offset + size}, and claims {begin} to {end}")
+    return int(end)
+
+
+def loads(text: bytes) -> Any:
+    """Parses JSON that someone else wrote. Raises Refused for anything but plain, finite JSON."""
+    try:
+        return json.loads(text, parse_constant=_not_finite, object_pairs_hook=_once)
+    except Refused:
+        raise
+    except (ValueError, RecursionError) as e:
+        raise Refused(f"the message's header is not proper JSON: {str(e)[:80]}") from e
+
+
+def _not_finite(name: str) -> Any:
+    raise Refused(f"the message's header holds {name}, which is not a number")
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise Refused("the message's header names an entry twice")
+    return found
+
+
+class _Reader:
+    """Walks the announced tree and takes the leaves in the order in which they lie."""
+
+    def __init__(self, buffer: Buffer, start: int, entries: dict[str, Any]) -> None:
+        self.buffer, self.start = buffer, start
+        self.entries, self.at = list(entries.items()), 0
+
+    def walk(self, node: Any, path: str, depth: int) -> Any:
+        if depth > DEPTH_LIMIT:
+            raise Refused(f"the message is nested deeper than {DEPTH_LIMIT}")
+        if isinstance(node, float) and not math.isfinite(node):
+            raise Refused(f"{path[:80]!r} is not finite")
+        if not isinstance(node, dict):
+            return node
+        if node.keys() == {"$t"}:
+            return self.leaf(path)
+        if node.keys() == {"$w"}:
+            return self.weights(node["$w"], path + "/")
+        if any(key.startswith("$") or "/" in key for key in node):
+            raise Refused(f"{path[:80]!r} holds an entry with an improper name")
+        return {key: self.walk(value, f"{path}/{key}", depth + 1) for key, value in node.items()}
+
+    def weights(self, letters: Any, prefix: str) -> Weights:
+        if not isinstance(letters, str) or len(letters) > len(self.entries) - self.at:
+            raise Refused(f"the message announces more leaves at {prefix[:80]!r} than it carries")
+        leaves, kinds = {}, {}
+        for letter in letters:
+            path = self.entries[self.at][0]
+            if not path.startswith(prefix) or letter not in LETTERS:
+                raise Refused(f"the message announces a leaf of {prefix[:80]!r} where it carries {path[:80]!r}")
+            name = path[len(prefix) :]
+            leaves[name], kinds[name] = self.leaf(path), LETTERS[letter]
+        return Weights(leaves, kinds)
+
+    def leaf(self, path: str) -> Tensor:
+        name, entry = self.entries[self.at] if self.at < len(self.entries) else ("nothing", {})
+        if name != path:
+            raise Refused(f"the message announces {path[:80]!r} where it carries {name[:80]!r}")
+        self.at += 1
+        dtype, (begin, end) = DTYPES[entry["dtype"]], entry["data_offsets"]
+        if begin == end:
+            return torch.empty(entry["shape"], dtype=dtype)
+        view = self.buffer[self.start + begin : self.start + end]
+        if not view.flags.writeable or view.ctypes.data % dtype.itemsize:
+            view = view.copy()
+        if dtype == torch.bool and view.max() > 1:
+            raise Refused(f"{path[:80]!r} holds a truth value that is neither 0 nor 1")
+        return torch.from_numpy(view).view(dtype).reshape(entry["shape"])
