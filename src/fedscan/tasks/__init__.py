@@ -1,0 +1,1 @@
+"""What is learned: the loss, the scores and the prediction of each kind of task."""
