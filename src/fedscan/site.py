@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from fedscan.schema import Kind, Weights, kinds_of, weights_of
+from fedscan.schema import Weights, kinds_of, weights_of
 from fedscan.step import Step
 
 
@@ -47,7 +47,7 @@ class Splits(NamedTuple):
 
 
 Outputs = Mapping[str, Tensor]  # what one forward pass gave: "logits", and "features" where a network has them
-Rows = list[list[Any]]  # case, subject, label, metric, value (None where undefined)
+Rows = list[list[Any]]  # case, subject, site, label, metric, value (None where undefined)
 
 
 class Task(Protocol):
@@ -57,24 +57,35 @@ class Task(Protocol):
 
     def outputs(self, model: nn.Module, batch: Batch) -> Outputs: ...
     def loss(self, out: Outputs, batch: Batch) -> Tensor: ...
-    def scores(self, model: nn.Module, split: Split) -> Rows: ...
-    def quality(self, model: nn.Module, split: Split) -> dict[str, float | None]: ...
+    def scores(self, model: nn.Module, split: Split, site: str) -> Rows:
+        """Every metric of every label of every case; ``site`` names cases that do not know where they come from."""
+        ...
+
+    def quality(self, model: nn.Module, split: Split) -> dict[str, float | None]:
+        """A few means over a split, cheap enough for every round ("dice", "hd95"); None where undefined."""
+        ...
 
 
 class Slots:
     """The networks of one worker process: built once, loaded in place, so that nothing is recompiled per answer."""
 
-    def __init__(self, task: Task, step: Step, device: torch.device) -> None:
-        self.task, self.step, self.device = task, step, device
+    def __init__(self, task: Task, step: Step, device: torch.device, seed: int = 0) -> None:
+        self.task, self.step, self.device, self.seed = task, step, device, seed
         self._models: dict[tuple[str, str], nn.Module] = {}
+        self._first: dict[str, Weights] = {}
 
     def model(self, slot: str = "model", network: str = "model") -> nn.Module:
         """The network in ``slot``. Its weights are whatever was last loaded, so load before use."""
         if (slot, network) not in self._models:
-            with torch.random.fork_rng(devices=[]):
-                model = self.task.networks[network]().to(self.device)
+            model = first_model(self.task, self.seed, network).to(self.device)
             self._models[slot, network] = self.step.prepared(model)
         return self._models[slot, network]
+
+    def first(self, network: str = "model") -> Weights:
+        """The weights with which the study begins, the same at the server and at every site."""
+        if network not in self._first:
+            self._first[network] = weights_of(first_model(self.task, self.seed, network).to(self.device))
+        return self._first[network]
 
     def pointers(self) -> set[int]:
         """Where the slots' tensors lie in memory; whatever lies there too must be copied before it is kept."""
@@ -99,7 +110,7 @@ class Site:
     round: int = 0
     rounds: int = 1
     call: int = 0
-    key: bytes = b""  # the site's own secret, from its disk
+    key: Callable[[], bytes] = bytes  # reads the site's own secret from its disk
 
     @property
     def train(self) -> Split:
@@ -135,7 +146,7 @@ class Site:
 
     def secret(self, stream: str) -> torch.Generator:
         """A generator that the server cannot guess: for noise, masks and keys. Keyed by a secret on the site's disk."""
-        text = f"{self.key.hex()}/{self.round}/{self.call}/{stream}"
+        text = f"{self.key().hex()}/{self.round}/{self.call}/{stream}"
         return torch.Generator().manual_seed(seed_of(text))
 
     def batches(self, epochs: float | None = None) -> Iterator[Batch]:
@@ -158,6 +169,13 @@ class Site:
         self.state[name] = copy_of(model)
 
 
+def first_model(task: Task, seed: int, network: str = "model") -> nn.Module:
+    """The network as the study begins with it: drawn from the study's seed, leaving the default generator alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of(seed, "first", network))
+        return task.networks[network]()
+
+
 def seed_of(*parts: object) -> int:
     """A seed from what it is for, the same on every machine. (Python's own hash differs from run to run.)"""
     return int.from_bytes(hashlib.sha256("/".join(map(str, parts)).encode()).digest()[:7], "big")
@@ -169,21 +187,25 @@ def copy_of(model: nn.Module) -> Weights:
 
 
 @torch.no_grad()
-def load(model: nn.Module, *layers: Mapping[str, Tensor]) -> nn.Module:
-    """Writes leaves into the model in place; later layers win, and together they must name every leaf.
+def load(
+    model: nn.Module, *layers: Mapping[str, Tensor], otherwise: Callable[[], Mapping[str, Tensor]] | None = None
+) -> nn.Module:
+    """Writes leaves into the model in place; later layers win, and ``otherwise`` gives what no layer names.
 
-    Raises ValueError naming the first leaf that is missing, unknown or of another shape.
+    Raises ValueError naming a leaf that is missing, unknown or of another shape.
     """
     own = model.state_dict()
     new: dict[str, Tensor] = {}
     for layer in layers:
         new.update(layer)
-    for name in own.keys() | new.keys():
-        if name not in new or name not in own:
-            raise ValueError(f"the weights {'lack' if name in own else 'hold an unknown'} leaf {name!r}")
-        if own[name].shape != new[name].shape:
-            raise ValueError(f"leaf {name!r} has shape {tuple(new[name].shape)}; the model has {tuple(own[name].shape)}")
-    torch._foreach_copy_([own[k] for k in own], [new[k] for k in own])
+    if otherwise and len(new) < len(own):
+        new = {**otherwise(), **new}
+    for name in own.keys() ^ new.keys():
+        raise ValueError(f"the weights {'lack the' if name in own else 'hold an unknown'} leaf {name!r}")
+    for name, leaf in own.items():
+        if leaf.shape != new[name].shape:
+            raise ValueError(f"leaf {name!r} has shape {tuple(new[name].shape)}; the model has {tuple(leaf.shape)}")
+    torch._foreach_copy_(list(own.values()), [new[name] for name in own])
     return model
 
 
@@ -238,21 +260,3 @@ def fit(
     if step.moments in ("averaged", "travels"):
         report["optimizer"] = step.moments_of(optimizer, model)
     return report
-
-
-def norms(model: nn.Module) -> tuple[str, ...]:
-    """The leaves of the model's normalisation layers, found by their type."""
-    kinds = (
-        nn.modules.batchnorm._NormBase,
-        nn.GroupNorm,
-        nn.LayerNorm,
-        nn.LocalResponseNorm,
-    )
-    found = []
-    for prefix, module in model.named_modules():
-        if isinstance(module, kinds):
-            found += [f"{prefix}.{name}" if prefix else name for name in module.state_dict()]
-    return tuple(found)
-
-
-__all__ = ["Batch", "Extra", "Kind", "Outputs", "Rows", "Site", "Slots", "Split", "Splits", "Task", "fit", "load"]

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from fedscan.schema import Kind, Weights
+from fedscan.schema import Kind, Leaf, Schema, Weights
 
 Moments = Literal["reset", "kept", "averaged", "travels"]
 
@@ -77,7 +77,11 @@ class Step:
         return optimizer
 
     def take(
-        self, optimizer: torch.optim.Optimizer, model: nn.Module, waiting: int, correct: Callable[[nn.Module], None] | None
+        self,
+        optimizer: torch.optim.Optimizer,
+        model: nn.Module,
+        waiting: int,
+        correct: Callable[[nn.Module], None] | None,
     ) -> None:
         """One step on the mean of the gradients of ``waiting`` batches, corrected and clipped; then none are left."""
         grads = [p.grad for p in model.parameters() if p.grad is not None]
@@ -98,6 +102,19 @@ class Step:
                 if isinstance(value, Tensor):
                     leaves[f"{key}/{name}"] = value.detach().clone()
         return Weights(leaves, dict.fromkeys(leaves, Kind.STATISTIC))
+
+    def moments_schema(self, model: nn.Module) -> Schema:
+        """The schema of ``moments_of``, where the study lets the moments travel; else nothing."""
+        if self.moments not in ("averaged", "travels"):
+            return {}
+        kinds = ("step", "exp_avg", "exp_avg_sq") if self.optimiser != "sgd" else ("momentum_buffer",)
+        if self.optimiser == "sgd" and not self.momentum:
+            return {}
+        return {
+            f"{key}/{name}": Leaf(() if key == "step" else tuple(p.shape), torch.float32, Kind.STATISTIC)
+            for name, p in model.named_parameters()
+            for key in kinds
+        }
 
 
 def load_moments(optimizer: torch.optim.Optimizer, model: nn.Module, moments: Weights) -> None:

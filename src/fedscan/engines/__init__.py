@@ -1,0 +1,1 @@
+"""Who keeps the promise of an engine: carries letters to sites, and answers back."""

@@ -1,0 +1,128 @@
+"""All sites in this process: tensors are handed over without a copy, and networks are built once.
+
+``strict`` sends every message, answer and memory through its bytes; the numbers must be the same.
+"""
+
+import heapq
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fedscan import wire
+from fedscan.memory import Base, Event, Receipt, SiteDisk, nothing
+from fedscan.recorded import Answer, Letter
+from fedscan.schema import Weights
+from fedscan.spec import Refused
+from fedscan.study import Study, Turn, respond
+from fedscan.wire import Parcel
+
+MEMORY_BYTES = 64 << 20  # of site memories held live; beyond it they are read back from disk
+
+
+class Local:
+    """The engine of simulations. Answers are computed when they are received, one at a time."""
+
+    def __init__(
+        self, study: Study, folder: Path, *, strict: bool = False, durable: bool = False, event: Event = nothing
+    ) -> None:
+        torch.set_num_threads(study.threads)
+        self.study, self.names, self.strict, self.event = study, study.names, strict, event
+        self.disks = {n: SiteDisk(folder / "sites" / n, durable=durable, event=event) for n in study.names}
+        self.slots = study.slots()
+        self._waiting: deque[Letter] = deque()
+        self._started: list[tuple[float, str, int, Letter]] = []
+        self._computed: dict[Turn, tuple[Parcel, dict[str, Any], Receipt]] = {}  # and not yet on disk
+        self._live: dict[str, tuple[Base, dict[str, Any]]] = {}  # a site's memory, and the turn it is of
+        self._written: set[str] = set()  # sites with turns on disk that may be dropped
+
+    def send(self, letters: Sequence[Letter]) -> None:
+        for letter in letters:
+            if letter.started:
+                heapq.heappush(self._started, (letter.due, letter.turn.site, letter.turn.call, letter))
+            else:
+                self._waiting.append(letter)
+
+    def receive(self, started: bool) -> Answer:
+        return self.answer(heapq.heappop(self._started)[-1] if started else self._waiting.popleft())
+
+    def answer(self, letter: Letter) -> Answer:
+        """What the site makes of a letter. A turn that it has answered is answered again from its disk."""
+        turn, asked = letter.turn, letter.parcel.digest
+        if turn.round in self.study.silent.get(turn.site, ()) and not letter.again:
+            return Answer(turn, absent=f"{turn.site} did not answer in round {turn.round} (simulated)")
+        disk = self.disks[turn.site]
+        known = disk.receipt((turn.round, turn.call))
+        if known:
+            if known.asked != asked:
+                return Answer(turn, refused=f"{turn.site} was asked something else under turn {turn}")
+            file = disk.answer((turn.round, turn.call))
+            return Answer(turn, None, file, "", "", known.answered, known.nbytes, known.seconds, known.changed)
+        return self._compute(letter, disk, asked)
+
+    def _compute(self, letter: Letter, disk: SiteDisk, asked: str) -> Answer:
+        turn = letter.turn
+        message = wire.unpack(bytes(letter.parcel)) if self.strict else letter.message
+        before = self._memory(turn.site, letter.base)
+        try:
+            reply, memory, seconds = respond(
+                self.study, self.slots, turn, letter.question, message, before, lambda: disk.key
+            )
+        except Refused as e:
+            return Answer(turn, refused=str(e), changed=False)
+        self.event(f"computed {turn}")
+        changed = memory.keys() != before.keys() or any(memory[k] is not before[k] for k in memory)
+        parcel = wire.pack(reply)
+        receipt = Receipt(asked, parcel.digest, parcel.nbytes, seconds, changed)
+        if self.strict:
+            reply = wire.unpack(bytes(parcel))
+            memory = wire.unpack(bytes(wire.pack(memory)))
+        self._computed[turn] = (parcel, memory, receipt)
+        return Answer(turn, reply, None, "", "", parcel.digest, parcel.nbytes, seconds, changed)
+
+    def _memory(self, site: str, base: Base) -> dict[str, Any]:
+        for turn, (_, memory, receipt) in self._computed.items():
+            if turn.site == site and (turn.round, turn.call) == base and receipt.changed:
+                return memory
+        if site in self._live and self._live[site][0] == base:
+            return self._live[site][1]
+        return self.disks[site].recall(base)
+
+    def keep(self, answers: Sequence[Answer], whole: bool) -> None:
+        """Writes the turns of these answers to their sites' disks; what else was computed is forgotten."""
+        for answer in answers:
+            turn = answer.turn
+            if answer.file is not None or turn not in self._computed:
+                continue
+            parcel, memory, receipt = self._computed[turn]
+            if not whole and not receipt.changed:
+                continue
+            disk, key = self.disks[turn.site], (turn.round, turn.call)
+            disk.commit(key, memory if receipt.changed else None, receipt, parcel if whole else None)
+            self._written.add(turn.site)
+            if receipt.changed:
+                self._live[turn.site] = (key, memory)
+            if whole:
+                answer.file, answer.reply = disk.answer(key), None
+        self._computed.clear()
+        if sum(nbytes(memory) for _, memory in self._live.values()) > MEMORY_BYTES:
+            self._live.clear()
+
+    def settle(self, needed: Callable[[str], Sequence[Base]]) -> None:
+        for site in self._written:
+            self.disks[site].settle(needed(site))
+        self._written.clear()
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def nbytes(tree: Any) -> int:
+    """Bytes of the tensors in a tree."""
+    if isinstance(tree, torch.Tensor):
+        return tree.numel() * tree.element_size()
+    if isinstance(tree, dict | Weights):
+        return sum(nbytes(v) for v in tree.values())
+    return 0

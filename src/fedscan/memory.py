@@ -1,0 +1,132 @@
+"""A site's disk: what it remembers after each turn, and what it answered. One rename commits a turn.
+
+    key                            the site's own secret, drawn once
+    turns/<round>.<call>/          receipt.json, memory.json, and answer.safetensors where the answer is kept
+    entries/<sha256>.safetensors   what the memories hold, each entry once, whatever the number of turns that hold it
+
+Memory starts from a turn that the server accepted, never from "the latest", so an answer that was late, refused or
+lost leaves no trace in it.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from fedscan import wire
+from fedscan.wire import Parcel
+
+Base = tuple[int, int] | None  # round and call of the turn whose memory is meant; None before the first
+Event = Callable[[str], None]
+
+
+def nothing(event: str) -> None:
+    """Does nothing. Tests put something that kills in its place."""
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What a site keeps of a turn it answered."""
+
+    asked: str  # SHA-256 of the question's bytes
+    answered: str  # SHA-256 of the answer's bytes
+    nbytes: int
+    seconds: float
+    changed: bool  # whether the memory did; if not, this turn keeps none
+
+
+class SiteDisk:
+    """One site's folder. Only one process at a time writes to it."""
+
+    def __init__(self, folder: Path, *, durable: bool = False, event: Event = nothing) -> None:
+        self.folder, self.durable, self.event = folder, durable, event
+
+    @property
+    def key(self) -> bytes:
+        """32 secret bytes that never leave the site."""
+        path = self.folder / "key"
+        if not path.exists():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            secret = os.urandom(32)
+            wire.replace_file(path, lambda file: file.write(secret), durable=True)
+            path.chmod(0o600)
+        return path.read_bytes()
+
+    def turn(self, base: tuple[int, int]) -> Path:
+        return self.folder / "turns" / f"{base[0]}.{base[1]}"
+
+    def recall(self, base: Base) -> dict[str, Any]:
+        """The memory as it was after turn ``base``."""
+        if base is None:
+            return {}
+        listing = json.loads((self.turn(base) / "memory.json").read_text())
+        memory: dict[str, Any] = dict(listing["plain"])
+        for name, digest in listing["entries"].items():
+            memory[name] = wire.read_file(self.folder / "entries" / f"{digest}.safetensors")["entry"]
+        return memory
+
+    def receipt(self, turn: tuple[int, int]) -> Receipt | None:
+        """The receipt of a turn whose answer is still here."""
+        path = self.turn(turn)
+        if not (path / "answer.safetensors").exists():
+            return None
+        return Receipt(**json.loads((path / "receipt.json").read_text()))
+
+    def answer(self, turn: tuple[int, int]) -> Path:
+        """Where the answer of a turn lies."""
+        return self.turn(turn) / "answer.safetensors"
+
+    def commit(
+        self, turn: tuple[int, int], memory: dict[str, Any] | None, receipt: Receipt, answer: Parcel | None
+    ) -> None:
+        """Keeps a turn: the new memory where it changed, the receipt, and the answer if it may be asked for again."""
+        (self.folder / "entries").mkdir(parents=True, exist_ok=True)
+        listing: dict[str, Any] = {"plain": {}, "entries": {}}
+        for name, value in (memory or {}).items():
+            parcel = wire.pack({"entry": value})
+            if not parcel.leaves and not isinstance(value, dict):
+                listing["plain"][name] = value
+                continue
+            listing["entries"][name] = parcel.digest
+            path = self.folder / "entries" / f"{parcel.digest}.safetensors"
+            if not path.exists():
+                wire.write_file(path, parcel, durable=self.durable)
+                self.event(f"site memory written {turn}")
+        self._rename(turn, listing, receipt, answer)
+
+    def _rename(self, turn: tuple[int, int], listing: dict[str, Any], receipt: Receipt, answer: Parcel | None) -> None:
+        path = self.turn(turn)
+        partial = path.with_name(f".{path.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        if answer is not None:
+            wire.write_file(partial / "answer.safetensors", answer, durable=self.durable)
+        for name, content in (("memory.json", listing), ("receipt.json", asdict(receipt))):
+            text = wire.dumps(content).encode()
+            wire.replace_file(partial / name, lambda file, text=text: file.write(text), durable=self.durable)  # type: ignore[misc]
+        self.event(f"site turn written {turn}")
+        shutil.rmtree(path, ignore_errors=True)  # a turn that was computed before, and not accepted
+        partial.rename(path)
+        if self.durable:
+            wire.sync_folder(path.parent)
+        self.event(f"site turn kept {turn}")
+
+    def settle(self, keep: Iterable[Base]) -> None:
+        """Drops every turn but those to keep, and the entries that no remaining memory holds."""
+        kept = {self.turn(base).name for base in keep if base is not None}
+        turns = self.folder / "turns"
+        if not turns.exists():
+            return
+        used = set()
+        for path in turns.iterdir():
+            if path.name in kept:
+                used |= set(json.loads((path / "memory.json").read_text())["entries"].values())
+            else:
+                shutil.rmtree(path, ignore_errors=True)
+        self.event("site turns dropped")
+        for path in (self.folder / "entries").iterdir():
+            if path.name.removesuffix(".safetensors") not in used:
+                path.unlink(missing_ok=True)

@@ -1,0 +1,160 @@
+"""A study: one task, one method, some sites. The server and every site build it alike, from the same file."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fedscan.method import Message, Method, Question, State, Terms, Tree, answer
+from fedscan.schema import Weights
+from fedscan.site import Site, Slots, Splits, Task, first_model, seed_of
+from fedscan.spec import Number, Refused, Table, Text
+from fedscan.step import Step
+
+ROWS = Table({"case": Text(), "subject": Text(), "site": Text(), "label": Text(), "metric": Text(),
+              "value": Number(optional=True)})  # fmt: skip
+
+
+class Turn(NamedTuple):
+    """Who answers what: one question to one site, the ``call``-th of its round."""
+
+    round: int
+    call: int
+    site: str
+
+    def __str__(self) -> str:
+        return f"{self.round}.{self.call}.{self.site}"
+
+
+@dataclass(frozen=True)
+class Study:
+    """Everything that decides a run's numbers.
+
+    data     from a site's name to its splits; called where the site's work is done
+    absent   what to do where too few sites answer: "skip" the round, "wait", or "stop"
+    every    validate after every so many rounds; 0 for never
+    silent   simulated silence: the rounds in which a site does not answer
+    seconds  simulated seconds a site takes to answer a question put with ``start``; decides the order of arrival
+    """
+
+    task: Task
+    method: Method
+    names: tuple[str, ...]
+    data: Callable[[str], Splits]
+    step: Step = field(default_factory=Step)
+    rounds: int = 1
+    seed: int = 0
+    every: int = 1
+    absent: Literal["skip", "wait", "stop"] = "skip"
+    silent: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    device: str = "cpu"
+    threads: int = 1
+    name: str = "study"
+    method_name: str = "method"
+    resolved: Mapping[str, Any] = field(default_factory=dict)  # the study as its file says it, defaults filled in
+    hash: str = ""  # SHA-256 of the canonical form of ``resolved`` and of the numerics
+
+    @cached_property
+    def terms(self) -> Terms:
+        """The model's structure without its numbers, and the policy for local steps."""
+        with torch.device("meta"):
+            model = self.task.networks["model"]()
+        return Terms(model, self.step)
+
+    @cached_property
+    def questions(self) -> dict[str, Question]:
+        """All that a site answers, by the name under which it is asked."""
+        return {q.name: q for q in (*self.method.answers, self.evaluate)}
+
+    @cached_property
+    def evaluate(self) -> Question:
+        """Scores what was published on the site's validation or test cases."""
+
+        @answer("statistics", lambda terms: {"rows": ROWS})
+        def evaluate(site: Site, message: Message) -> Tree:
+            model = self.method.use(site, message).eval()
+            split = site.splits.test if message["split"] == "test" else site.splits.validation
+            return {"rows": site.task.scores(model, split, site.name)}
+
+        return evaluate
+
+    def start(self) -> State:
+        """The server's memory before round 1."""
+        return self.method.init(first_model(self.task, self.seed), self.names)
+
+    def splits(self, name: str) -> Splits:
+        """The site's cases, loaded once per process."""
+        if name not in self._loaded:
+            self._loaded[name] = self.data(name)
+        return self._loaded[name]
+
+    @cached_property
+    def _loaded(self) -> dict[str, Splits]:
+        return {}
+
+    def slots(self) -> Slots:
+        """Networks for one process to work with."""
+        return Slots(self.task, self.step, torch.device(self.device), self.seed)
+
+
+def respond(
+    study: Study,
+    slots: Slots,
+    turn: Turn,
+    question: str,
+    message: Message,
+    state: dict[str, Any],
+    key: Callable[[], bytes],
+) -> tuple[Tree, dict[str, Any], float]:
+    """What happens at a site when a question arrives, over any engine: reply, new memory, seconds.
+
+    ``state`` is not changed. Raises Refused for a question that is not on the study's list.
+    """
+    if question not in study.questions:
+        raise Refused(f"{turn.site} does not answer {question!r}; it answers {', '.join(study.questions)}")
+    site = Site(
+        turn.site, study.task, study.splits(turn.site), study.step, slots, dict(state),
+        study.seed, turn.round, study.rounds, turn.call, key,
+    )  # fmt: skip
+    begun = time.perf_counter()
+    with seeded(seed_of(study.seed, *turn, "default"), slots.device):
+        reply = study.questions[question](site, message)
+    taken = slots.pointers()
+    reply, memory = settled(reply, taken), settled(site.state, taken)
+    return reply, memory, time.perf_counter() - begun
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """The default generators, seeded inside and as they were outside."""
+    before = torch.get_rng_state()
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed_all(seed)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(before)
+
+
+def settled(tree: Any, taken: set[int]) -> Any:
+    """The tree with its tensors on the processor and out of the slots, which the next answer overwrites."""
+    if isinstance(tree, Weights):
+        return Weights({k: settled(v, taken) for k, v in tree.items()}, tree.kinds)
+    if isinstance(tree, Tensor):
+        tree = tree.detach()
+        return tree.clone() if tree.device.type == "cpu" and tree.data_ptr() in taken else tree.cpu()
+    if isinstance(tree, dict):
+        return {k: settled(v, taken) for k, v in tree.items()}
+    return tree
+
+
+def numbers_of(tree: Tree) -> dict[str, float]:
+    """The numbers that a reply reports, for the ledger."""
+    return {k: v for k, v in tree.items() if isinstance(v, int | float) and not isinstance(v, bool)}
