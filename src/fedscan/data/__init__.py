@@ -1,0 +1,1 @@
+"""Scanner files to batches: readers, checks, partitions, preprocessing, augmentation, simulated hospitals."""

@@ -1,0 +1,117 @@
+"""Checks a manifest: which cases can be used, which cannot and why, and what each site has."""
+
+import math
+import statistics
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from fedscan.data.examine import TOLERANCE, Facts, Fault, Reason, examine
+from fedscan.data.records import Case, Manifest
+
+__all__ = ["Catalogue", "Reason", "SiteRow", "TooManyLeftOutError", "check"]
+
+
+@dataclass(frozen=True)
+class SiteRow:
+    """What one site has: counts before and after the check, sequences among used cases, spacing and label volumes.
+
+    `spacing` is the median over used cases, in mm by axis; `volumes` the median of each label's volume per labelled
+    case, in mm cubed. NaN where no case was used.
+    """
+
+    site: str
+    expected: int
+    used: int
+    subjects: int
+    labelled: int
+    sequences: dict[str, int]
+    spacing: tuple[float, ...]
+    volumes: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """The outcome of a check: cases to use, cases left out with their reasons, and a row per site (sorted)."""
+
+    used: tuple[Case, ...]
+    left_out: tuple[tuple[Case, Reason], ...]
+    sites: tuple[SiteRow, ...]
+
+    @property
+    def expected(self) -> int:
+        """The number of cases the manifest lists."""
+        return len(self.used) + len(self.left_out)
+
+
+class TooManyLeftOutError(ValueError):
+    """More cases cannot be used than the study allows; `catalogue` says which and why."""
+
+    def __init__(self, sentence: str, catalogue: Catalogue) -> None:
+        """Keeps the catalogue beside the sentence."""
+        super().__init__(sentence)
+        self.catalogue = catalogue
+
+
+def check(
+    manifest: Manifest,
+    require: Collection[str] = (),
+    limit: float = 0.1,
+    need_label: bool = True,
+    tolerance: float = TOLERANCE,
+) -> Catalogue:
+    """Opens every file of every case and parts those that can be used from those that cannot, each with a reason.
+
+    `require` names sequences that every case must have; `limit` is how much may be left out, as a fraction of the
+    cases (float) or a number of them (int); `tolerance` is in mm. One case is in memory at a time. Raises
+    TooManyLeftOutError (a ValueError that has the catalogue) beyond the limit or where no case is left, and ValueError
+    for an unknown sequence in `require`.
+    """
+    unknown = sorted(set(require) - set(manifest.sequences))
+    if unknown:
+        raise ValueError(f"Sequence {unknown[0]!r} is required, but the cases have {', '.join(manifest.sequences)}.")
+    allowed = _allowed(limit, len(manifest.cases))
+    facts: dict[str, Facts] = {}
+    left_out = []
+    for case in manifest.cases:
+        try:
+            facts[case.name] = examine(case, manifest.labels, require, need_label, tolerance)
+        except Fault as fault:
+            left_out.append((case, fault.reason))
+    used = tuple(case for case in manifest.cases if case.name in facts)
+    catalogue = Catalogue(used, tuple(left_out), tuple(_site_row(manifest, site, facts) for site in manifest.sites))
+    if len(left_out) > allowed or not used:
+        case, reason = left_out[0]
+        raise TooManyLeftOutError(
+            f"{manifest.root}: {len(left_out)} of {catalogue.expected} cases cannot be used, where the study allows "
+            f"{allowed}; the first is {case.name!r} ({str(reason).rstrip('.')}).",
+            catalogue,
+        )
+    return catalogue
+
+
+def _allowed(limit: float, cases: int) -> int:
+    """The number of cases that may be left out: `limit` itself if it is an int, else that fraction, rounded down."""
+    if isinstance(limit, bool) or not math.isfinite(limit) or limit < 0 or (isinstance(limit, float) and limit > 1):
+        raise ValueError(f"limit = {limit!r}: a fraction from 0.0 to 1.0, or a whole number of cases, was meant.")
+    return limit if isinstance(limit, int) else math.floor(limit * cases + 1e-9)
+
+
+def _site_row(manifest: Manifest, site: str, facts: Mapping[str, Facts]) -> SiteRow:
+    """The row of one site, over its used cases."""
+    cases = [case for case in manifest.cases if case.site == site]
+    used = [case for case in cases if case.name in facts]
+    spacings = [facts[case.name].spacing for case in used] or [(math.nan,) * 3]
+    volumes = [found for case in used if (found := facts[case.name].volumes) is not None]
+    values = sorted({value for found in volumes for value in found})
+    sizes = {value: statistics.median(found.get(value, 0.0) for found in volumes) for value in values}
+    names = manifest.labels or {str(value): value for value in values}
+    return SiteRow(
+        site=site,
+        expected=len(cases),
+        used=len(used),
+        subjects=len({case.subject for case in used}),
+        labelled=len(volumes),
+        sequences={name: sum(case.images.get(name) is not None for case in used) for name in manifest.sequences},
+        spacing=tuple(statistics.median(along) for along in zip(*spacings, strict=True)),
+        volumes={name: sizes.get(value, math.nan) for name, value in names.items()},
+    )
