@@ -63,13 +63,17 @@ class Toy:
         return nn.functional.cross_entropy(out["logits"], batch.y)
 
     @torch.no_grad()
-    def scores(self, model: nn.Module, split: Tensors, site: str) -> list[list[Any]]:
+    def scores(self, model: nn.Module, split: Tensors, site: str, final: bool) -> list[list[Any]]:
         right = (model(split.x).argmax(1) == split.y).float()
         return [[c, c, site, "class", "accuracy", float(r)] for c, r in zip(split.names, right, strict=True)]
 
     @torch.no_grad()
     def quality(self, model: nn.Module, split: Tensors) -> dict[str, float | None]:
         return {"dice": float((model(split.x).argmax(1) == split.y).float().mean()), "hd95": None}
+
+    def diversity(self, split: Tensors) -> float:
+        p = split.y.float().mean()
+        return float(-(p * p.log2() + (1 - p) * (1 - p).log2()))
 
 
 def data(name: str) -> Splits:

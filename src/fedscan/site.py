@@ -57,12 +57,19 @@ class Task(Protocol):
 
     def outputs(self, model: nn.Module, batch: Batch) -> Outputs: ...
     def loss(self, out: Outputs, batch: Batch) -> Tensor: ...
-    def scores(self, model: nn.Module, split: Split, site: str) -> Rows:
-        """Every metric of every label of every case; ``site`` names cases that do not know where they come from."""
+    def scores(self, model: nn.Module, split: Split, site: str, final: bool) -> Rows:
+        """The metrics of every label of every case: all of them at the end, else those that curves are drawn of.
+
+        ``site`` names cases that do not know where they come from.
+        """
         ...
 
     def quality(self, model: nn.Module, split: Split) -> dict[str, float | None]:
         """A few means over a split, cheap enough for every round ("dice", "hd95"); None where undefined."""
+        ...
+
+    def diversity(self, split: Split) -> float:
+        """How evenly the classes are spread over a split, from 0 (one class) to 1."""
         ...
 
 

@@ -79,8 +79,9 @@ class Study:
         @answer("statistics", lambda terms: {"rows": ROWS})
         def evaluate(site: Site, message: Message) -> Tree:
             model = self.method.use(site, message).eval()
-            split = site.splits.test if message["split"] == "test" else site.splits.validation
-            return {"rows": site.task.scores(model, split, site.name)}
+            final = message["split"] == "test"
+            split = site.splits.test if final else site.splits.validation
+            return {"rows": site.task.scores(model, split, site.name, final)}
 
         return evaluate
 
