@@ -1,0 +1,176 @@
+"""Turn rows to what the page says: what left each hospital, and who took part in each round."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fedscan.ledger import Record, TurnRow
+from fedscan.report.words import listed, plural, size
+
+CLASSES = {
+    "weights": "model weights",
+    "statistics": "counts and summary numbers",
+    "prototypes": "averages of inner features",
+    "features": "inner features of scans",
+    "predictions": "predictions for cases",
+    "images": "images",
+}
+HARMLESS = {"weights", "statistics"}  # neither a scan nor a label, nor anything computed per scan
+SHOWN = 60  # rows of missed turns on the page
+
+
+@dataclass(frozen=True)
+class Privacy:
+    """What left, in sentences; ``calm`` where nothing of a single scan did."""
+
+    calm: bool
+    lines: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Question:
+    """One kind of message: how often, how large, and the class of what it carries."""
+
+    name: str
+    privacy: str
+    asked: int
+    answered: int
+    down: str
+    up: str
+    each: str
+
+
+@dataclass(frozen=True)
+class Sent:
+    """What one hospital sent for each kind of message (size, count), and in all."""
+
+    name: str
+    cells: Sequence[tuple[str, str]]
+    up: str
+    down: str
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes by message and by hospital."""
+
+    questions: Sequence[Question]
+    total: Sequence[str]
+    sites: Sequence[Sent]
+
+
+@dataclass(frozen=True)
+class Square:
+    """One hospital in one round."""
+
+    status: str  # answered, absent, refused or none
+    about: str  # what happened; empty where it answered or was not asked
+
+
+@dataclass(frozen=True)
+class Presence:
+    """One hospital in all rounds."""
+
+    name: str
+    cells: Sequence[Square]
+    total: str
+
+
+@dataclass(frozen=True)
+class Taking:
+    """Who took part: hospitals by rounds, and every missed turn."""
+
+    rounds: Sequence[str]
+    rows: Sequence[Presence]
+    missed: Sequence[TurnRow]
+    caption: str
+
+
+def privacy(record: Record) -> Privacy:
+    """Says what left the hospitals, by the privacy class of every row that carried bytes, and no more than that."""
+    left = [t for t in record.turns if t.bytes_up > 0]
+    if not left:
+        return Privacy(True, ("Nothing left any hospital.",))
+    counts: dict[str, int] = {}
+    for turn in left:
+        counts[turn.privacy] = counts.get(turn.privacy, 0) + 1
+    found = listed([f"{CLASSES.get(c, f'“{c}”')} ({plural(n, 'message')})" for c, n in counts.items()])
+    lines = [f"What left: {found}, as declared by the privacy class of each message in the record of this run."]
+    unknown = sorted(counts.keys() - CLASSES.keys())
+    delicate = [CLASSES[c] for c in CLASSES if c in counts and c not in HARMLESS]
+    if "images" in counts:
+        lines.insert(0, f"Images left hospitals, in {plural(counts['images'], 'message')}.")
+    elif unknown:
+        lines.insert(0, f"Something this page cannot judge left the hospitals: {listed(unknown)}.")
+    elif delicate:
+        lines.insert(0, f"No image left a hospital, but {listed(delicate)} did, and these are made from scans.")
+    else:
+        lines.insert(0, "No images or labels left a hospital.")
+    if "weights" in counts:
+        lines.append("Weights are learned from scans and are not anonymous by themselves: share them as agreed only.")
+    if "centralised" in record.comparisons:
+        lines.append(
+            "The comparison with pooled data puts all cases in one place; it is no part of this federation, and its "
+            "data is not counted here."
+        )
+    return Privacy(set(counts) <= HARMLESS, lines)
+
+
+def traffic(record: Record) -> Traffic:
+    """Bytes of every kind of message, in all and by hospital, both ways."""
+    kinds = list(dict.fromkeys(t.question for t in record.turns))
+    questions = []
+    for kind in kinds:
+        turns = [t for t in record.turns if t.question == kind]
+        classes = listed(list(dict.fromkeys(CLASSES.get(t.privacy, t.privacy) for t in turns)))
+        questions.append(Question(kind, classes, *_bytes(turns)))
+    sites = []
+    for site in record.sites:
+        mine = [t for t in record.turns if t.site == site.name]
+        cells = []
+        for kind in kinds:
+            sent = [t.bytes_up for t in mine if t.question == kind and t.bytes_up]
+            cells.append((size(sum(sent)), plural(len(sent), "message")))
+        sites.append(Sent(site.name, cells, size(sum(t.bytes_up for t in mine)), size(sum(t.bytes_down for t in mine))))
+    return Traffic(questions, [str(cell) for cell in _bytes(record.turns)], sites)
+
+
+def _bytes(turns: Sequence[TurnRow]) -> tuple[int, int, str, str, str]:
+    """Asked, answered, bytes to and from hospitals, and bytes per message that carried any."""
+    sent = [t.bytes_up for t in turns if t.bytes_up]
+    each = size(sum(sent) / len(sent)) if sent else "–"
+    answered = sum(t.status == "answered" for t in turns)
+    return len(turns), answered, size(sum(t.bytes_down for t in turns)), size(sum(sent)), each
+
+
+def per_round(record: Record) -> float:
+    """Mean bytes that a hospital sent in a round in which it was asked."""
+    rounds = {(t.round, t.site) for t in record.turns}
+    return sum(t.bytes_up for t in record.turns) / max(len(rounds), 1)
+
+
+def taking(record: Record) -> Taking:
+    """Who answered, was absent or was refused, hospital by round."""
+    rounds = sorted({t.round for t in record.turns})
+    by_place: dict[tuple[str, int], list[TurnRow]] = {}
+    for turn in record.turns:
+        by_place.setdefault((turn.site, turn.round), []).append(turn)
+    rows = []
+    for site in record.sites:
+        cells = [_square(site.name, r, by_place.get((site.name, r), [])) for r in rounds]
+        asked = sum(cell.status != "none" for cell in cells)
+        full = sum(cell.status == "answered" for cell in cells)
+        rows.append(Presence(site.name, cells, f"{full} of {asked}"))
+    missed = [t for t in record.turns if t.status != "answered"]
+    more = f"; the first {SHOWN} of {len(missed)}" if len(missed) > SHOWN else ""
+    step = max(1, -(-len(rounds) // 20))
+    ticks = [str(r) if i % step == 0 else "" for i, r in enumerate(rounds)]
+    return Taking(ticks, rows if rounds else [], missed[:SHOWN], f"Every question without a usable answer{more}.")
+
+
+def _square(site: str, r: int, turns: Sequence[TurnRow]) -> Square:
+    """The worst of what happened between one hospital and the server in one round."""
+    for status in ("refused", "absent"):
+        for turn in turns:
+            if turn.status == status:
+                return Square(status, f"Round {r}, {site}: {status} at {turn.question}: {turn.why}")
+    return Square("answered" if turns else "none", "")
