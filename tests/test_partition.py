@@ -157,6 +157,15 @@ def test_a_large_alpha_is_uniform_and_a_small_one_skewed():
     assert np.mean([skew(0.3, seed) for seed in range(5)]) < np.mean([skew(0.05, seed) for seed in range(5)])
 
 
+@pytest.mark.parametrize("how", ["dirichlet", "quantity"])
+def test_every_site_has_the_least_number_of_subjects(how):
+    cases = people(20)
+    for seed in range(20):
+        found = partition(cases, how, 5, seed, alpha=0.1, minimum=3, **options(how, cases))
+        assert min(sizes(found)) >= 3
+        assert sum(sizes(found)) == 20
+
+
 @pytest.mark.parametrize("alpha", [1e-300, 1e-9, 1e12, 1e308])
 def test_an_extreme_alpha_still_deals_everyone(alpha):
     cases = people(20)
