@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import subprocess
+from collections.abc import Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
 from io import BytesIO
@@ -179,7 +180,7 @@ def test_a_gain_is_paired_and_says_what_it_left_out() -> None:
 
 def test_a_chance_finding_is_called_one() -> None:
     (gain,) = tables.gains(small([0.8] * 6, [0.56, 0.96, 0.56, 0.96, 0.56, 0.96]))
-    assert "−0.04" in gain.text
+    assert "−0.040" in gain.text
     assert "may be chance" in gain.text
 
 
@@ -203,7 +204,7 @@ def test_headline_sums_hospitals_patients_and_the_worst() -> None:
     head = tables.headline(record, tables.gains(record))
     assert head.columns == ["Trained alone", "Federated (fedsegnet)"]
     texts = [[cell and cell.text for cell in row.cells] for row in head.sums]
-    assert texts == [["0.55", "0.55", "0.00"], ["0.57", "0.60", "+0.03"], ["0.50", "0.40", "−0.10"]]
+    assert texts == [["0.55", "0.55", "0.000"], ["0.57", "0.60", "+0.033"], ["0.50", "0.40", "−0.100"]]
     assert [cell and cell.support for cell in head.sums[2].cells] == ["B", "B", "B"]
 
 
@@ -419,7 +420,7 @@ def test_many_large_cases_still_fit_and_the_worst_stay() -> None:
 
 def test_numbers_have_sensible_digits() -> None:
     assert [words.number(v) for v in (0.8449, None, -0.004, 0.0)] == ["0.84", "–", "0.00", "0.00"]
-    assert [words.number(v, signed=True) for v in (0.0512, -0.0512, 0.001)] == ["+0.05", "−0.05", "0.00"]
+    assert [words.number(v, signed=True) for v in (0.0512, -0.0512, 0.001)] == ["+0.051", "−0.051", "+0.001"]
     assert words.number(3.14159, "hd95") == "3.1"
     assert [words.number(v, "volume_error") for v in (0.123, -0.05, 0.001)] == ["+12 %", "−5 %", "0 %"]
     assert [words.size(n) for n in (12, 1234, 45_600_000, 123e6, 2.5e9)] == [
@@ -437,7 +438,7 @@ def test_numbers_have_sensible_digits() -> None:
 
 
 def test_comparison_is_paired_with_the_first_method(tmp_path: Path) -> None:
-    runs = {
+    runs: dict[str, Record | Sequence[Record]] = {
         "fedsegnet": make_record("fedsegnet", 1),
         "fedavg": [make_record("fedavg", 1, seed=s, lift=-0.05) for s in (1, 2)],
         "fedprox": make_record("fedprox", 1, seed=3),
@@ -446,8 +447,9 @@ def test_comparison_is_paired_with_the_first_method(tmp_path: Path) -> None:
     first = comparison.pooled_seeds(comparison.seeds(runs["fedsegnet"]))
     other = comparison.pooled_seeds(comparison.seeds(runs["fedavg"]))
     expected = paired(other, first, "dice")
+    assert expected.difference is not None
     assert expected.difference == pytest.approx(-0.05, abs=0.01)
-    assert made[1].difference.startswith(f"−{-expected.difference:.2f} [")
+    assert made[1].difference.startswith(f"−{-expected.difference:.3f} [")
     assert made[1].seeds == 2
     assert made[1].p == "< 0.001"
     assert made[0].p == ""
@@ -460,7 +462,8 @@ def test_comparison_is_paired_with_the_first_method(tmp_path: Path) -> None:
 
 
 def test_seeds_are_averaged_case_by_case(record: Record) -> None:
-    one, two = (replace(record, scores=tuple(rows("A", values))) for values in ([0.4, None, 0.2], [0.6, 0.5, 0.4]))
+    of_seeds: list[list[float | None]] = [[0.4, None, 0.2], [0.6, 0.5, 0.4]]
+    one, two = (replace(record, scores=tuple(rows("A", values))) for values in of_seeds)
     values = [row.value for row in comparison.pooled_seeds([one, two])]
     assert values == [pytest.approx(0.5), None, pytest.approx(0.3)]
 

@@ -101,7 +101,7 @@ def _svg(figure: Any, title: str) -> Markup:
 def arrows(rows: Sequence[Arrow], title: str, xlabel: str) -> Markup:
     """One line per hospital: an arrow from its score alone to its score in the federation; a tick for pooled data."""
     with _figure(10, 0.75 + 0.46 * len(rows)) as figure:
-        figure.get_layout_engine().set(rect=(0, 0, 0.8, 1))  # the gains stand at the right
+        figure.get_layout_engine().set(rect=(0, 0, 0.78, 1))  # the gains stand at the right
         axes = figure.subplots()
         for y, row in enumerate(rows):
             colour = _VERDICT.get(row.verdict, MUTED)

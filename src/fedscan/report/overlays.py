@@ -39,16 +39,26 @@ def pictures(
     Returns the pictures and the overlays left out because even the smallest would not fit: best and median cases first.
     """
     for edge in (320, 200, 128):
-        made = [draw(overlay, labels, edge) for overlay in overlays]
-        if sum(len(picture.svg) for picture in made) <= budget:
-            return made, []
-    order = sorted(range(len(made)), key=lambda i: ("worst", "median", "best").index(made[i].rank))
-    kept, size = set(), 0
-    for i in order:
-        size += len(made[i].svg)
-        if size <= budget:
-            kept.add(i)
-    return [made[i] for i in sorted(kept)], [o for i, o in enumerate(overlays) if i not in kept]
+        made = _within(overlays, labels, edge, budget)
+        if len(made) == len(overlays):
+            return [made[i] for i in range(len(overlays))], []
+    rank = {"worst": 0, "median": 1}
+    order = sorted(range(len(overlays)), key=lambda i: rank.get(overlays[i].rank, 2))
+    made = _within([overlays[i] for i in order], labels, edge, budget)
+    kept = {order[i]: picture for i, picture in made.items()}
+    return [kept[i] for i in sorted(kept)], [o for i, o in enumerate(overlays) if i not in kept]
+
+
+def _within(overlays: Sequence[Overlay], labels: Mapping[str, int], edge: int, budget: int) -> dict[int, Picture]:
+    """Pictures of the first overlays, by their place, until the budget of characters is spent."""
+    made: dict[int, Picture] = {}
+    for i, overlay in enumerate(overlays):
+        picture = draw(overlay, labels, edge)
+        budget -= len(picture.svg)
+        if budget < 0:
+            break
+        made[i] = picture
+    return made
 
 
 def draw(overlay: Overlay, labels: Mapping[str, int], edge: int = 320) -> Picture:
@@ -57,7 +67,7 @@ def draw(overlay: Overlay, labels: Mapping[str, int], edge: int = 320) -> Pictur
     ``edge`` is the largest number of pixels along a side of a plane. Raises ValueError where the shapes differ.
     """
     (image, reference, prediction), spacing = _volumes(overlay)
-    grey, shape = _grey(image), image.shape
+    window, shape = _window(image), image.shape
     at = _slices(reference if reference.any() else prediction, labels)
     planes = [(name, axis) for name, axis in PLANES if shape[axis] == 1] or PLANES  # a single slice has one plane
     sizes = [_size(shape, spacing, axis) for _, axis in planes]
@@ -66,9 +76,9 @@ def draw(overlay: Overlay, labels: Mapping[str, int], edge: int = 320) -> Pictur
     width = sum(w for _, w in sizes) + gap * (len(sizes) - 1)
     parts, x = [], 0.0
     for (plane, axis), (h, w) in zip(planes, sizes, strict=True):
-        cut = [_plane(volume, axis, at[axis]) for volume in (grey, reference, prediction)]
+        cut = [_plane(volume, axis, at[axis]) for volume in (image, reference, prediction)]
         parts.append(f'<g transform="translate({x:.1f} {(height - h) / 2:.1f})">')
-        parts += [_image(cut[0], w, h, edge), *_layers(cut[1], cut[2], labels, w, h), "</g>"]
+        parts += [_image(_grey(cut[0], window), w, h, edge), *_layers(cut[1], cut[2], labels, w, h), "</g>"]
         parts.append(f'<text x="{x + w / 2:.1f}" y="{height + 0.75 * caption:.1f}">{plane}</text>')
         x += w + gap
     title = (
@@ -112,16 +122,23 @@ def _size(shape: tuple[int, ...], spacing: tuple[float, ...], axis: int) -> tupl
     return shape[rows] * spacing[rows], shape[columns] * spacing[columns]
 
 
-def _plane(volume: NDArray[np.uint8], axis: int, k: int) -> NDArray[np.uint8]:
+def _plane(volume: NDArray[Any], axis: int, k: int) -> NDArray[Any]:
     """Slice ``k`` of ``axis`` as a radiologist sees it: top or front up, the patient's right, or front, at the left."""
     return np.ascontiguousarray(np.take(volume, k, axis=axis).T[::-1, ::-1])
 
 
-def _grey(image: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Intensities to 0..255, the window running from the 1st to the 99.5th percentile of the finite values."""
-    finite = image[np.isfinite(image)]
+def _window(image: NDArray[np.float32]) -> tuple[float, float]:
+    """The 1st and the 99.5th percentile of the finite values, of 100,000 of them where there are more."""
+    values = image.ravel()[:: max(1, image.size // 100_000)]
+    finite = values[np.isfinite(values)]
     low, high = np.percentile(finite, (1, 99.5)) if finite.size else (0.0, 1.0)
-    scaled = (np.nan_to_num(image, nan=low, posinf=high, neginf=low) - low) / max(high - low, 1e-12)
+    return float(low), float(high)
+
+
+def _grey(plane: NDArray[np.float32], window: tuple[float, float]) -> NDArray[np.uint8]:
+    """Intensities to 0..255 over the window; what is not finite is black or white."""
+    low, high = window
+    scaled = (np.nan_to_num(plane, nan=low, posinf=high, neginf=low) - low) / max(high - low, 1e-12)
     return np.asarray(np.clip(255 * scaled, 0, 255), np.uint8)
 
 

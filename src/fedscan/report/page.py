@@ -121,7 +121,8 @@ def _tiles(record: Record, found: Sequence[tables.Gain]) -> Iterator[dict[str, A
         counts = {
             word: sum(g.verdict == word for g in found) for word in (tables.HELPED, tables.UNCLEAR, tables.HARMED)
         }
-        about = f"{counts[tables.UNCLEAR]} without clear change, {counts[tables.HARMED]} harmed"
+        rest = [(counts[tables.HARMED], "harmed"), (counts[tables.UNCLEAR], "without clear change")]
+        about = ", ".join(f"{n} {word}" for n, word in rest if n) or "none harmed"
         value = f"{counts[tables.HELPED]} of {len(found)}"
         yield {"label": "Hospitals helped", "value": value, "about": about, "bad": counts[tables.HARMED] > 0}
     if record.turns:

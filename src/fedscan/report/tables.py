@@ -168,7 +168,7 @@ def _sentence(before: Summary | None, after: Summary | None, change: Summary | N
         return "There is no test case that both models scored."
     span = interval(change, signed=True).strip("[]").replace(", ", " to ")
     text = (
-        f"Mean Dice {number(before.mean)} alone, {number(after.mean)} in the federation: "
+        f"Dice {number(before.mean)} alone, {number(after.mean)} federated: "
         f"{number(change.mean, signed=True)}{f' (95 % interval {span})' if span else ''}, "
         f"{plural(change.subjects, 'patient')}."
     )

@@ -39,13 +39,13 @@ class Cell:
 
 
 def number(value: float | None, metric: str = "dice", signed: bool = False) -> str:
-    """A score with the digits it deserves: 0.84, 3.1 (mm), +12 %; a dash where there is none."""
+    """A score with the digits it deserves: 0.84, 3.1 (mm), +12 %, and a difference +0.021; a dash for none."""
     if value is None:
         return "–"
     if metric == "volume_error":
         text, signed = f"{100 * value:.0f}", True
     else:
-        text = f"{value:.{1 if metric.startswith('hd95') else 2}f}"
+        text = f"{value:.{1 if metric.startswith('hd95') else 3 if signed else 2}f}"
     size, unit = text.lstrip("-"), " %" if metric == "volume_error" else ""
     if not size.strip("0."):  # what rounds to nothing has no sign
         return size + unit
