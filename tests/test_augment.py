@@ -232,5 +232,7 @@ def test_bad_ranges_are_refused_in_a_sentence() -> None:
         Intensity(gamma=(2.0, 1.0))
     with pytest.raises(ValueError, match="3 angles"):
         Augmentation(rotate=(30.0, 0.0, 0.0)).draw((8, 8), 1, torch.Generator())
+    with pytest.raises(ValueError, match="flip names an axis"):
+        Augmentation(flip=(2,)).draw((8, 8), 1, torch.Generator())
     with pytest.raises(ValueError, match="do not fit"):
         augment(torch.zeros(2, 1, 4, 4), torch.zeros(2, 4, 4), [Parameters()])

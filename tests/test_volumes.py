@@ -146,6 +146,8 @@ def test_unlabelled_cases_and_other_channels_are_refused() -> None:
     one = Prepared("one", "s", "x", case.image[:1], case.label, (True,), case.spacing, case.affine)
     with pytest.raises(ValueError, match="'one' has 1 channels and 'c0' has 2"):
         VolumeSplit([case, one])
+    with pytest.raises(ValueError, match="patch must be three"):
+        VolumeSplit([case], patch=(4, 4))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])

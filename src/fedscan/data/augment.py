@@ -112,6 +112,8 @@ class Augmentation:
             raise ValueError(
                 f"rotate gives {len(limits)} angles; an image with {ndim} axes has {1 if ndim == 2 else 3}."
             )
+        if any(not -ndim <= axis < ndim for axis in self.flip):
+            raise ValueError(f"flip names an axis of {self.flip} that an image with {ndim} axes does not have.")
 
         def uniform(*size: int) -> Tensor:
             return torch.rand(*size, generator=generator, dtype=torch.float64)

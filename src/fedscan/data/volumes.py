@@ -38,10 +38,12 @@ class VolumeSplit:
         foreground: float = 1 / 3,
         keep: int = 0,
     ) -> None:
+        if patch is not None and not (len(patch) == 3 and all(n >= 1 for n in patch)):
+            raise ValueError(f"patch must be three whole numbers of voxels above 0, along (D, H, W), not {patch}.")
         self.prepared, self.patch, self.augmentation = tuple(prepared), patch, augmentation
         self.device, self.foreground = torch.device(device), foreground
-        self.names = tuple(p.name for p in prepared)
-        self.subjects = tuple(p.subject for p in prepared)
+        self.names: Sequence[str] = tuple(p.name for p in prepared)
+        self.subjects: Sequence[str] = tuple(p.subject for p in prepared)
         for p in prepared:
             if p.label is None:
                 raise ValueError(f"Case {p.name!r} has no label, so it cannot be trained or scored on.")
@@ -93,8 +95,9 @@ class VolumeSplit:
         kind = torch.float16 if first.dtype == np.float16 else torch.float32
         kept, pin = self._kept, self.device.type == "cuda"  # from pinned memory a copy does not wait for the GPU
         where: Any = {"device": self.device} if kept is not None else {"pin_memory": pin}
-        x = torch.zeros((len(chosen), len(first), *shape), dtype=kind, **where)
-        y = torch.zeros((len(chosen), *shape), dtype=torch.uint8, **where)
+        new: Any = torch.empty if draws is None else torch.zeros  # a patch may reach beyond its case
+        x: Tensor = new((len(chosen), len(first), *shape), dtype=kind, **where)
+        y: Tensor = new((len(chosen), *shape), dtype=torch.uint8, **where)
         for row, i in enumerate(chosen):
             corner = (0,) * len(shape) if draws is None else self._corner(i, draws[i])
             here, there = _overlap(shape, self.prepared[i].image.shape[1:], corner)
@@ -152,8 +155,8 @@ class TensorSplit:
         self, x: Tensor, y: Tensor, names: Sequence[str] | None = None, subjects: Sequence[str] | None = None
     ) -> None:
         self.x, self.y = x, y
-        self.names = tuple(names if names is not None else (f"case-{i}" for i in range(len(x))))
-        self.subjects = tuple(subjects if subjects is not None else self.names)
+        self.names: Sequence[str] = tuple(names if names is not None else (f"case-{i}" for i in range(len(x))))
+        self.subjects: Sequence[str] = tuple(subjects if subjects is not None else self.names)
         if not len(x) == len(y) == len(self.names) == len(self.subjects):
             raise ValueError(
                 f"{len(x)} images, {len(y)} labels, {len(self.names)} names and {len(self.subjects)} subjects: one of "
