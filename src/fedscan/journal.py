@@ -24,6 +24,7 @@ CREATE TABLE IF NOT EXISTS turns (
   round INTEGER, call INTEGER, site TEXT, question TEXT, privacy TEXT, asked TEXT, bytes_down INTEGER, asked_at REAL,
   base TEXT, due REAL, status TEXT, answered TEXT, bytes_up INTEGER, seconds REAL, why TEXT, numbers TEXT, file TEXT,
   PRIMARY KEY (round, call, site)) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS files ON turns (file) WHERE file != '';
 CREATE TABLE IF NOT EXISTS closed (round INTEGER, call INTEGER, missing TEXT, PRIMARY KEY (round, call)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS arrived (
   round INTEGER, position INTEGER, turn TEXT, PRIMARY KEY (round, position)) WITHOUT ROWID;
@@ -144,9 +145,10 @@ class Journal:
         self.db.execute("INSERT INTO arrived VALUES (?, ?, ?)", (round, position, json.dumps(turn)))
         self.event(f"arrived {turn}")
 
-    def arrived(self) -> set[Turn]:
-        """All started turns that have been handed to a round."""
-        return {Turn(*json.loads(v)) for (v,) in self.db.execute("SELECT turn FROM arrived")}
+    def arrived(self, head: int) -> set[Turn]:
+        """The started turns that were handed to a round up to ``head``."""
+        found = self.db.execute("SELECT turn FROM arrived WHERE round <= ?", (head,))
+        return {Turn(*json.loads(v)) for (v,) in found}
 
     def once(self, round: int, label: str) -> Path | None:
         v = self.db.execute("SELECT file FROM once WHERE round = ? AND label = ?", (round, label)).fetchone()
@@ -194,7 +196,7 @@ class Journal:
                 for s in scores
             ],
         )
-        self.db.execute("UPDATE turns SET file = '' WHERE round <= ? AND status != 'open' AND file != ''", (round,))
+        self.db.execute("UPDATE turns SET file = '' WHERE file != ''")
         self.db.execute("REPLACE INTO head VALUES (1, ?, ?, ?)", (round, parcel.digest, int(finished)))
         self.commit()
         self.head, self.finished = round, finished

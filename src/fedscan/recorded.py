@@ -139,8 +139,10 @@ class Recorded:
         self._nothing_pending()
 
     def _needed(self, site: str) -> list[Base]:
-        """The turns of a site whose memory may still be started from."""
-        return [self.journal.base(site), *(row.base for row in self._open.values() if row.turn.site == site)]
+        """The turns of a site that may still be started from, or whose answer has not arrived."""
+        waited_for = [row for row in self._open.values() if row.turn.site == site]
+        bases = [row.base for row in waited_for]
+        return [self.journal.base(site), *bases, *((row.turn.round, row.turn.call) for row in waited_for)]
 
     # -- questions and answers ---------------------------------------------------------------------------------------
 
@@ -190,10 +192,7 @@ class Recorded:
         call = self._call
         self._call += 1
         rows, letters = self._letters(question, messages, call)
-        done = self.journal.arrived()
         for name, row in rows.items():
-            if row.turn in done or row.turn in self._open:
-                continue
             self._open[row.turn], self._messages[row.turn] = row, letters[name].parcel
             if row.status == "open":
                 row.due = row.due or self._clock + self.study.seconds.get(name, 1.0)
@@ -321,7 +320,7 @@ class Recorded:
     def _restart(self) -> None:
         """Sends again, after a resume, what was started in a settled round and has not arrived."""
         head = -1 if self.journal.head is None else self.journal.head
-        arrived = self.journal.arrived()
+        arrived = self.journal.arrived(head)
         for row in self.journal.rows("round <= ? AND due > 0", head):
             if row.turn in arrived:
                 self._clock = max(self._clock, row.due)
@@ -329,4 +328,6 @@ class Recorded:
             message = wire.read_file(self._message_file(row.turn))
             self._messages[row.turn] = parcel = wire.pack(message)
             self._open[row.turn] = row
-            self.engine.send([Letter(row.turn, row.question, message, parcel, row.base, started=True, due=row.due)])
+            if row.status == "open":  # else it arrived in the round that is run again, and its answer is on disk
+                letter = Letter(row.turn, row.question, message, parcel, row.base, started=True, due=row.due)
+                self.engine.send([letter])

@@ -1,6 +1,7 @@
 """A hospital's side of the conversation: its cases, its task, its networks and its private memory."""
 
 import hashlib
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fedscan.schema import Weights, kinds_of, weights_of
+from fedscan.spec import Refused
 from fedscan.step import Step
 
 
@@ -247,11 +249,11 @@ def fit(
     for batch in site.batches(epochs) if batches is None else batches:
         with step.autocast(site.slots.device):
             out = task.outputs(model, batch)  # the only forward pass: a second one would move batch norm twice
-            loss = task.loss(out, batch)
+            cost = task.loss(out, batch)
             if extra:
-                loss = loss + extra(model, batch, out)
-        loss.backward()  # type: ignore[no-untyped-call]
-        total += loss.detach()  # no .item() here: it would make a GPU wait for every step
+                cost = cost + extra(model, batch, out)
+        cost.backward()  # type: ignore[no-untyped-call]
+        total += cost.detach()  # no .item() here: it would make a GPU wait for every step
         seen, waiting = seen + 1, waiting + 1
         if waiting == step.accumulate:
             step.take(optimizer, model, waiting, correct)
@@ -261,9 +263,15 @@ def fit(
         steps += 1
     if not steps:
         raise ValueError(f"site {site.name} has no training batch")
+    loss = float(total) / seen
+    if not math.isfinite(loss):
+        raise Refused(
+            f"the training loss at {site.name} was not finite in round {site.round}: lower the learning rate, "
+            "or look for images or labels that are out of range there"
+        )
     if step.moments == "kept":
         site.state["optimizer"] = step.moments_of(optimizer, model)
-    report: dict[str, Any] = {"loss": float(total) / seen, "steps": steps}
+    report: dict[str, Any] = {"loss": loss, "steps": steps}
     if step.moments in ("averaged", "travels"):
         report["optimizer"] = step.moments_of(optimizer, model)
     return report

@@ -1,0 +1,214 @@
+"""Nothing is lost: a run is killed at every event, and goes on from its folder alone to the same bits."""
+
+import os
+import shutil
+import signal
+import sqlite3
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fedscan import trees
+from fedscan.averaging import averaging
+from fedscan.engines.local import Local
+from fedscan.method import Message, Method, Sites, State, Tree, answer, just_weights, receive
+from fedscan.parts.share import NORMS, without
+from fedscan.recorded import Diverged
+from fedscan.run import Problem, run
+from fedscan.schema import schema_of
+from fedscan.site import Site, copy_of, fit
+from fedscan.spec import Leaves, Number
+from fedscan.step import Step
+from fedscan.study import Study
+from toy import same
+from toy import study as toy_study
+
+
+def study(method: Method, **changes: Any) -> Study:
+    """The toy study with one optimiser step per answer: what is tested here is what happens between them."""
+    return toy_study(method, step=Step(lr=0.1, batch=80), **changes)
+
+
+class Killed(BaseException):
+    """Stands for ``kill -9``: nothing catches it."""
+
+
+class Watch:
+    """Counts events, and kills at the chosen one."""
+
+    def __init__(self, at: int | None = None) -> None:
+        self.at, self.seen, self.computed = at, 0, Counter[str]()
+
+    def __call__(self, event: str) -> None:
+        if event.startswith("computed"):
+            self.computed[event] += 1
+        if self.seen == self.at:
+            raise Killed(event)
+        self.seen += 1
+
+
+def go(plan: Study, folder: Path, watch: Watch, resume: bool = False, commit_seconds: float = 0.0) -> State:
+    return run(
+        plan,
+        folder,
+        resume=resume,
+        commit_seconds=commit_seconds,
+        event=watch,
+        engine=lambda s, f: Local(s, f, event=watch),
+    )
+
+
+def rows(folder: Path) -> list[Any]:
+    """The ledger without its clock."""
+    db = sqlite3.connect(folder / "journal.sqlite")
+    columns = "round, call, site, question, asked, bytes_down, status, answered, bytes_up, why, numbers"
+    found = db.execute(f"SELECT {columns} FROM turns ORDER BY round, call, site").fetchall()
+    found += db.execute("SELECT * FROM scores ORDER BY 1, 2, 3, 4, 5, 7, 8").fetchall()
+    db.close()
+    return found
+
+
+def remembering() -> Method:
+    """FedBN: its norm layers are the site's memory."""
+    return averaging(share=without(*NORMS))
+
+
+def gossiping() -> Method:
+    """Answers as they come: a started question outlives its round. FedAsync's shape (Xie et al., 2019)."""
+
+    @answer("weights", lambda terms: {"weights": Leaves(schema_of(terms.model)), "round": Number(whole=True)})
+    def train_on(site: Site, message: Message) -> Tree:
+        model = receive(site, message)
+        fit(site, model)
+        site.state["times"] = site.state.get("times", 0) + 1
+        return {"weights": copy_of(model), "round": message["round"], "times": site.state["times"]}
+
+    def round(sites: Sites, s: State) -> State:
+        now = s.get("now", 0)
+        idle = sorted(set(sites.names) - set(sites.busy))
+        sites.start(train_on, {n: {"weights": s["weights"], "round": now} for n in idle})
+        _, reply = sites.next()
+        a = 0.6 * (1 + now - reply["round"]) ** -0.5
+        moved = trees.add(s["weights"], trees.sub(reply["weights"], s["weights"]), a)
+        return {**s, "weights": moved, "now": now + 1}
+
+    return Method(just_weights, round, answers=(train_on,))
+
+
+def drawing() -> Method:
+    """The server draws, and does heavy work once."""
+    base = averaging()
+
+    def round(sites: Sites, s: State) -> State:
+        drawn = sites.once("heavy", lambda: {"x": torch.randn(4, generator=sites.random("heavy"))})
+        return {**base.round(sites, s), "drawn": drawn["x"]}
+
+    return Method(base.init, round, base.answers)
+
+
+PLANS: dict[str, Callable[[], Study]] = {
+    "fedavg": lambda: study(averaging(), every=1),
+    "memory": lambda: study(remembering(), every=2, silent={"bergen": (2,)}),
+    "async": lambda: study(gossiping(), rounds=4, seconds={"amsterdam": 2.5, "bergen": 1.0, "cairo": 1.7}),
+    "once": lambda: study(drawing(), rounds=1),
+}
+
+
+@pytest.mark.parametrize("commit_seconds", [0.0, 5.0], ids=["each-answer", "each-round"])
+@pytest.mark.parametrize("plan", PLANS)
+def test_killed_at_every_event(plan: str, commit_seconds: float, tmp_path: Path) -> None:
+    whole = Watch()
+    expected = go(PLANS[plan](), tmp_path / "whole", whole, commit_seconds=commit_seconds)
+    ledger = rows(tmp_path / "whole")
+    assert whole.seen > 8
+    for k in range(whole.seen):
+        folder = tmp_path / str(k)
+        with pytest.raises(Killed):
+            go(PLANS[plan](), folder, Watch(k), commit_seconds=commit_seconds)
+        after = Watch()
+        state = go(PLANS[plan](), folder, after, resume=True, commit_seconds=commit_seconds)
+        assert same(state, expected), f"killed at event {k}: other numbers"
+        assert rows(folder) == ledger, f"killed at event {k}: another ledger"
+        assert max(after.computed.values(), default=0) <= 1
+        shutil.rmtree(folder)
+
+
+def test_a_committed_turn_is_not_computed_again(tmp_path: Path) -> None:
+    before, after = Watch(), Watch()
+    go(PLANS["memory"](), tmp_path / "whole", before)
+    first = Watch(before.seen // 2)
+    with pytest.raises(Killed):
+        go(PLANS["memory"](), tmp_path / "cut", first)
+    db = sqlite3.connect(tmp_path / "cut" / "journal.sqlite")
+    kept = {
+        f"computed {r}.{c}.{s}" for r, c, s in db.execute("SELECT round, call, site FROM turns WHERE answered != ''")
+    }
+    db.close()
+    go(PLANS["memory"](), tmp_path / "cut", after, resume=True)
+    assert kept
+    assert not kept & set(after.computed)
+    assert kept | set(after.computed) == set(before.computed)
+
+
+def test_memory_of_a_lost_answer_leaves_no_trace(tmp_path: Path) -> None:
+    """A turn that the site kept and the server did not accept is started again from the accepted memory."""
+
+    def kill_between(event: str) -> None:
+        if event.startswith("site turn kept (2, 0)"):
+            raise Killed(event)
+
+    plan = study(remembering())
+    with pytest.raises(Killed):
+        run(plan, tmp_path / "a", commit_seconds=0.0, engine=lambda s, f: Local(s, f, event=kill_between))
+    assert same(go(study(remembering()), tmp_path / "a", Watch(), resume=True), go(plan, tmp_path / "b", Watch()))
+
+
+def test_real_kills(tmp_path: Path) -> None:
+    """``kill -9`` of a forked process at 30 events spread over the run."""
+    whole = Watch()
+    expected = go(PLANS["memory"](), tmp_path / "whole", whole)
+    for k in sorted({round(i * (whole.seen - 1) / 29) for i in range(30)}):
+        folder = tmp_path / str(k)
+        child = os.fork()
+        if child == 0:
+            seen = 0
+
+            def die(event: str, k: int = k) -> None:
+                nonlocal seen
+                if seen == k:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                seen += 1
+
+            run(PLANS["memory"](), folder, commit_seconds=0.0, event=die, engine=lambda s, f: Local(s, f, event=die))
+            os._exit(1)
+        _, status = os.waitpid(child, 0)
+        assert os.WTERMSIG(status) == signal.SIGKILL
+        assert same(go(PLANS["memory"](), folder, Watch(), resume=True), expected)
+        shutil.rmtree(folder)
+
+
+def test_a_run_is_not_overwritten_nor_mixed(tmp_path: Path) -> None:
+    go(PLANS["fedavg"](), tmp_path / "a", Watch())
+    with pytest.raises(Problem, match="--resume"):
+        run(PLANS["fedavg"](), tmp_path / "a")
+    with pytest.raises(Problem, match="unchanged study"):
+        run(study(averaging(), hash="another"), tmp_path / "a", resume=True)
+
+
+def test_a_round_that_says_something_else_stops(tmp_path: Path) -> None:
+    def kill(event: str) -> None:
+        if event == "closed 1.0":
+            raise Killed(event)
+
+    with pytest.raises(Killed):
+        run(study(averaging()), tmp_path / "a", commit_seconds=0.0, event=kill)
+    db = sqlite3.connect(tmp_path / "a" / "journal.sqlite")
+    db.execute("UPDATE turns SET asked = 'something else'")
+    db.commit()
+    db.close()
+    with pytest.raises(Diverged, match="round 1, call 0"):
+        go(study(averaging()), tmp_path / "a", Watch(), resume=True)
