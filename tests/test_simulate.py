@@ -1,6 +1,5 @@
 """The simulated hospitals: the same bits for a seed, plausible patients, and scanners that differ as they say."""
 
-import csv
 import json
 from dataclasses import replace
 from importlib.resources import files
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
 from fedscan.data import simulate as sim
+from fedscan.data.manifest import read_manifest
 from fedscan.data.simulate import FIVE, GRID, HARD, SPACING, Hospital, Scanner, hospitals, simulate, write_hospitals
 
 CLEAN = Scanner(gamma=1.0, bias=0.0, noise=0.0)
@@ -143,15 +143,15 @@ def test_number_of_hospitals_is_checked() -> None:
 def test_manifest_and_files_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sim, "FIVE", tuple(replace(hospital, cases=2) for hospital in FIVE))
     monkeypatch.setattr(sim, "HARD", replace(HARD, cases=1))
-    manifest = write_hospitals(tmp_path, seed=3, hard_site=True)
-    with manifest.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["case", "subject", "site", "t1", "label"]
-    assert len(rows) == len({row["case"] for row in rows}) == 11
-    row = rows[3]
-    assert row["site"] == "Birch"
+    path = write_hospitals(tmp_path, seed=3, hard_site=True)
+    assert path.read_text(encoding="utf-8").splitlines()[0] == "case,subject,site,t1,label"
+    manifest = read_manifest(path)
+    assert len(manifest.cases) == 11
+    assert manifest.labels == {"grey matter": 1, "white matter": 2, "lesion": 3}
+    case = manifest.cases[3]
+    assert case.site == "Birch"
     image, labels, _ = simulate(FIVE[1], 1, 3)
-    stored = [nibabel.load(manifest.parent / row[kind]) for kind in ("t1", "label")]
+    stored = [case.open(what) for what in ("t1", "label")]
     assert np.array_equal(stored[0].get_fdata(), image)
     assert np.array_equal(np.asanyarray(stored[1].dataobj), labels)
     assert stored[0].header.get_zooms() == stored[1].header.get_zooms() == (SPACING,) * 3
@@ -160,7 +160,6 @@ def test_manifest_and_files_read_back(tmp_path: Path, monkeypatch: pytest.Monkey
     assert [entry["name"] for entry in about["hospitals"]] == ["Alder", "Birch", "Cedar", "Elm", "Fir", "Hazel"]
     assert all(entry["description"] for entry in about["hospitals"])
     assert "simulated" in about["about"]
-    assert about["labels"] == {"1": "grey matter", "2": "white matter", "3": "lesion"}
 
 
 def test_template_is_small_and_carries_its_notices() -> None:

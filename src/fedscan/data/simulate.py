@@ -6,7 +6,6 @@ anterior, superior, the brain cut out. Labels: 0 rest, 1 grey matter, 2 white ma
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -18,12 +17,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from fedscan.data.manifest import Case, Manifest, write_manifest
+
 Array = NDArray[np.float32]
 Labels = NDArray[np.uint8]
 
 GRID = (32, 40, 32)
 SPACING = 5.0  # mm, every axis
-LABELS = {1: "grey matter", 2: "white matter", 3: "lesion"}
+LABELS = {"grey matter": 1, "white matter": 2, "lesion": 3}
 HONESTY = "Anatomy: MNI152 average template. Individuals, lesions, scanners and readers are simulated."
 TEMPLATE_MM = 3.0
 # The template is larger than most heads, and an individual must fit into the grid.
@@ -205,30 +206,28 @@ def trace(grey: Array, white: Array, depth: Array, hospital: Hospital) -> Labels
 
 
 def write_hospitals(folder: Path, seed: int, hard_site: bool = False) -> Path:
-    """Write every case as NIfTI, `hospitals.json`, and `cases.csv`, whose path it gives and its paths start from."""
+    """Write every case as NIfTI, `hospitals.json` and the table `cases.csv`; give the path of the table.
+
+    The table lists case, subject, site, t1 and label; `hospitals.json` says of each hospital what `Hospital` holds.
+    """
     import nibabel
 
     chosen = hospitals(hard_site=hard_site)
     affine = np.diag([SPACING, SPACING, SPACING, 1.0])
     affine[:3, 3] = [-(side - 1) / 2 * SPACING for side in GRID]
-    rows = []
+    cases = []
     for hospital in chosen:
         (folder / hospital.name).mkdir(parents=True, exist_ok=True)
         for number in range(hospital.cases):
-            case = f"{hospital.name}-{number:02d}"
+            name = f"{hospital.name}-{number:02d}"
             image, labels, _ = simulate(hospital, number, seed)
-            paths = {kind: f"{hospital.name}/{case}_{kind}.nii.gz" for kind in ("t1", "label")}
-            nibabel.save(nibabel.Nifti1Image(image.astype(np.int16), affine), folder / paths["t1"])
-            nibabel.save(nibabel.Nifti1Image(labels, affine), folder / paths["label"])
-            rows.append({"case": case, "subject": case, "site": hospital.name, **paths})
-    about = {"about": HONESTY, "seed": seed, "labels": LABELS, "hospitals": [asdict(hospital) for hospital in chosen]}
-    (folder / "hospitals.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
-    manifest = folder / "cases.csv"
-    with manifest.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, rows[0].keys())
-        writer.writeheader()
-        writer.writerows(rows)
-    return manifest
+            t1, label = (folder / hospital.name / f"{name}_{kind}.nii.gz" for kind in ("t1", "label"))
+            nibabel.save(nibabel.Nifti1Image(image.astype(np.int16), affine), t1)
+            nibabel.save(nibabel.Nifti1Image(labels, affine), label)
+            cases.append(Case(name, name, hospital.name, {"t1": t1}, label))
+    about = {"about": HONESTY, "seed": seed, "hospitals": [asdict(hospital) for hospital in chosen]}
+    (folder / "hospitals.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+    return write_manifest(Manifest(folder, ("t1",), tuple(cases), LABELS, "mri"), folder / "cases.csv")
 
 
 def _stream(seed: int, *names: str | int) -> np.random.Generator:
