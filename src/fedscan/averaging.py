@@ -1,13 +1,14 @@
 """The round that most methods share: send, train, gather, weigh, merge, step."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from types import MappingProxyType
+from typing import Any, TypedDict
 
 import torch
 from torch import nn
 
 from fedscan import trees
-from fedscan.method import Message, Method, Replies, Sites, State, Terms, Tree, answer, receive
+from fedscan.method import Message, Method, Privacy, Replies, Sites, State, Terms, Tree, answer, receive
 from fedscan.parts.channel import Channel, whole
 from fedscan.parts.pick import Pick, everyone
 from fedscan.parts.share import Share, everything
@@ -17,6 +18,7 @@ from fedscan.schema import Schema, Weights, schema_of, weights_of
 from fedscan.site import Site, copy_of, fit
 from fedscan.spec import Leaves, Maybe, Number, Spec
 
+NOTHING: Mapping[str, Spec] = MappingProxyType({})
 Train = Callable[[Site, nn.Module, Message], Tree]
 Merge = Callable[[Iterable[Weights], Sequence[float]], Weights]  # updates in name order, and their shares
 
@@ -70,6 +72,33 @@ class _Update(dict[str, Any]):
         return self.channel.decode(value, self.schema) if name == "update" else value
 
 
+class Parts(TypedDict, total=False):
+    """The parts of ``averaging`` that a method passes on, so that methods combine without a class for each pair."""
+
+    pick: Pick
+    share: Share
+    channel: Channel
+    down: Channel
+    weigh: Weigh
+    merge: Merge
+    step: ServerStep
+    use: Callable[[Site, Message], nn.Module]
+
+
+def update_spec(share: Share, channel: Channel, reports: Mapping[str, Spec]) -> Callable[[Terms], dict[str, Spec]]:
+    """What an answer with an update holds: the coded leaves that travel, the cases, and what training reports."""
+
+    def gives(terms: Terms) -> dict[str, Spec]:
+        travels = share(terms.model)
+        schema = {k: leaf for k, leaf in schema_of(terms.model).items() if k in travels}
+        entries: dict[str, Spec] = {"update": channel.gives(schema), "cases": Number(low=1, whole=True), **reports}
+        if moments := terms.step.moments_schema(terms.model):
+            entries["optimizer"] = Maybe(Leaves(moments))
+        return entries
+
+    return gives
+
+
 def averaging(
     train: Train = plain_train,
     *,
@@ -81,6 +110,8 @@ def averaging(
     merge: Merge = mean,
     step: ServerStep = take,
     use: Callable[[Site, Message], nn.Module] = receive,
+    reports: Mapping[str, Spec] = NOTHING,
+    privacy: Privacy = "weights",
 ) -> Method:
     """FedAvg, and with one part exchanged, some forty of its descendants.
 
@@ -93,20 +124,10 @@ def averaging(
     merge    how updates become one
     step     what the server does with the merged update
     use      what a site predicts with
+    reports  what else ``train`` reports than numbers of any size;  privacy: the most telling class of data in that
     """
 
-    def gives(terms: Terms) -> dict[str, Spec]:
-        schema = schema_of(terms.model)
-        travels = share(terms.model)
-        entries: dict[str, Spec] = {
-            "update": channel.gives({k: leaf for k, leaf in schema.items() if k in travels}),
-            "cases": Number(low=1, whole=True),
-        }
-        if moments := terms.step.moments_schema(terms.model):
-            entries["optimizer"] = Maybe(Leaves(moments))
-        return entries
-
-    @answer("weights", gives)
+    @answer(privacy, update_spec(share, channel, reports))
     def learn(site: Site, message: Message) -> Tree:
         x = arrived(site, message, down)
         model = receive(site, {**message, "weights": x})

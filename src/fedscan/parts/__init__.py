@@ -1,1 +1,1 @@
-"""What averaging is made of. Each module is one part of a round; none imports another."""
+"""What averaging is made of. Each module is one part of a round; ``adaptive`` is a rule for ``weigh``."""

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from fedscan import compress, trees
+from fedscan import trees
+from fedscan.compress import Codec
 from fedscan.schema import Schema, Weights
-from fedscan.spec import Blob, Leaves, Spec
+from fedscan.spec import Blob, Leaves, Refused, Spec
 
 Rest = Weights | None
 
@@ -39,18 +41,43 @@ whole = Channel(_as_it_is, lambda sent, schema: sent, Leaves)
 """The update as it is, in its own precision."""
 
 
+@dataclass(frozen=True)
+class Coded(Blob):
+    """Bytes that decode to finite leaves of the schema. What does not is refused before a method sees it."""
+
+    decode: Callable[[Tensor], Weights]
+
+    def check(self, value: Any, where: str) -> None:
+        super().check(value, where)
+        try:
+            self.decode(value)
+        except ValueError as e:
+            raise Refused(f"{where} cannot be decoded: {e}") from e
+
+
 def sparse(fraction: float = 0.1, bits: int = 8, feedback: bool = True) -> Channel:
     """The largest ``fraction`` of each parameter's entries, quantised to ``bits`` (8, 16 or 32).
 
-    With feedback, what sparsifying and quantising lost is kept at the sender and added to its next update. Running
-    statistics and counters travel whole: the next round measures them anew, so a rest would count twice.
+    With feedback, what sparsifying and quantising lost is kept at the sender and added to its next update, and values
+    are rounded to the nearest step; without, they are rounded at random, so that the mean is right. Running statistics
+    and counters travel whole: the next round measures them anew, so a rest would count twice.
     """
+    if fraction == 1 and bits == 32:
+        return whole
+    codec = Codec(fraction, bits)
 
     def encode(update: Weights, rest: Rest, draw: torch.Generator) -> tuple[Any, Rest]:
-        blob, lost = compress.encode(update, rest, fraction=fraction, bits=bits, generator=draw)
+        try:
+            blob, lost = codec.encode(update, rest, rng=None if feedback else draw)
+        except ValueError as e:
+            raise Refused(f"the update cannot be sent: {e}") from e
         return blob, lost if feedback else None
 
-    return Channel(encode, compress.decode, lambda schema: Blob(compress.bound(schema, fraction, bits)))
+    def gives(schema: Schema) -> Spec:
+        most = codec.bound(schema)
+        return Coded(most + most // 256 + 512, lambda blob: codec.decode(blob, schema))  # zstd's own worst case
+
+    return Channel(encode, codec.decode, gives)
 
 
 def after(change: Callable[[Weights], Weights], channel: Channel) -> Channel:

@@ -17,14 +17,27 @@ def take(state: State, merged: Weights) -> State:
     return {**state, "weights": trees.add(state["weights"], merged)}
 
 
-def momentum(eta: float = 1.0, beta: float = 0.9) -> ServerStep:
-    """v <- beta v + Delta, x <- x + eta v (FedAvgM). Hsu, Qi & Brown, 2019, eq. in sec. 4.3."""
+def moved(state: State, merged: Weights, parameters: Weights) -> State:
+    """The state after ``parameters`` are added in place of the merged ones; all else is taken as it is."""
+    return take(state, Weights({**merged, **parameters}, merged.kinds))
+
+
+def rate(eta: float = 1.0) -> ServerStep:
+    """x <- x + eta Delta. Statistics and counters are taken as they are."""
 
     def step(state: State, merged: Weights) -> State:
-        delta = merged.of(Kind.PARAMETER)
+        return moved(state, merged, trees.scale(merged.of(Kind.PARAMETER), eta))
+
+    return step
+
+
+def momentum(eta: float = 1.0, beta: float = 0.9, dampening: float = 0.0) -> ServerStep:
+    """v <- beta v + (1 - dampening) Delta, x <- x + eta v (FedAvgM). Hsu, Qi & Brown, 2019, sec. 4.3."""
+
+    def step(state: State, merged: Weights) -> State:
+        delta = trees.scale(merged.of(Kind.PARAMETER), 1 - dampening)
         v = trees.add(trees.scale(state["momentum"], beta), delta) if "momentum" in state else delta
-        moved = Weights({**merged, **trees.scale(v, eta)}, merged.kinds)
-        return {**take(state, moved), "momentum": v}
+        return {**moved(state, merged, trees.scale(v, eta)), "momentum": v}
 
     return step
 
@@ -50,7 +63,7 @@ def adaptive(
         v = state.get("v") or Weights({k: torch.full_like(d, tau**2) for k, d in delta.items()})
         m = Weights({k: beta1 * m[k] + (1 - beta1) * d for k, d in delta.items()})
         v = Weights({k: second(v[k], d.square()) for k, d in delta.items()})
-        move = {k: eta * m[k] / (v[k].sqrt() + tau) for k in delta}
-        return {**take(state, Weights({**merged, **move}, merged.kinds)), "m": m, "v": v}
+        move = Weights({k: eta * m[k] / (v[k].sqrt() + tau) for k in delta})
+        return {**moved(state, merged, move), "m": m, "v": v}
 
     return step

@@ -1,0 +1,348 @@
+"""What every method promises, as functions, so that they can be held against faulty variants, too.
+
+``Desk`` keeps the promise of ``Sites`` in memory, without engine or journal: every answer goes through ``respond`` and
+its spec, every message and answer is recorded, and every site's memory lies open.
+"""
+
+import hashlib
+import math
+import multiprocessing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+import segmentation_toy
+import toy
+from fedscan import wire
+from fedscan.engines.local import Local
+from fedscan.method import Absent, Message, Method, Question, Replies, State, Tree, published
+from fedscan.methods.registry import Entry, get, methods
+from fedscan.run import run
+from fedscan.schema import Kind, Weights
+from fedscan.site import Site, Splits, copy_of
+from fedscan.spec import Refused
+from fedscan.step import Step
+from fedscan.study import Study, Turn, respond
+
+
+class Asked(NamedTuple):
+    """One question that was answered."""
+
+    turn: Turn
+    question: str
+    message: Message
+    reply: Tree
+
+
+@dataclass
+class Desk:
+    """Sites around one table."""
+
+    study: Study
+    asked: list[Asked] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
+    round: int = 0
+    call: int = 0
+
+    def __post_init__(self) -> None:
+        self.names, self.slots = self.study.names, self.study.slots()
+        self.memory: dict[str, dict[str, Any]] = {name: {} for name in self.names}
+
+    def ask(self, question: Question, message: Message, *, to: Sequence[str] | None = None, need: int = 1) -> Replies:
+        return self.ask_each(question, dict.fromkeys(self.names if to is None else to, message), need=need)
+
+    def ask_each(self, question: Question, messages: Mapping[str, Message], *, need: int = 1) -> Replies:
+        self.call += 1
+        replies: dict[str, Callable[[], Tree]] = {}
+        for name in sorted(messages):
+            if self.round in self.study.silent.get(name, ()):
+                continue
+            turn = Turn(self.round, self.call - 1, name)
+            try:
+                reply, memory, _ = respond(
+                    self.study, self.slots, turn, question.name, messages[name], self.memory[name], lambda: b"key"
+                )
+                question.gives(self.study.terms).check(reply, f"the answer of {name}")
+            except Refused as e:
+                self.refused.append(str(e))
+                continue
+            self.memory[name] = memory
+            self.asked.append(Asked(turn, question.name, messages[name], reply))
+            replies[name] = partial(dict, reply)
+        missing = sorted(set(messages) - set(replies))
+        if len(replies) < need:
+            raise Absent(missing, question.name)
+        return Replies(replies, missing, resident=True)
+
+    def random(self, label: str) -> torch.Generator:
+        return torch.Generator().manual_seed(int(hashlib.sha256(f"{self.round}/{label}".encode()).hexdigest()[:8], 16))
+
+    def once(self, label: str, make: Callable[[], Tree]) -> Tree:
+        return make()
+
+    def play(self, rounds: int | None = None) -> State:
+        """The state after the study's rounds, from its start."""
+        state = self.study.start()
+        for number in range(1, (rounds or self.study.rounds) + 1):
+            self.round, self.call = number, 0
+            state = self.study.method.round(self, state)
+        return state
+
+    def site(self, name: str) -> Site:
+        """A site as it stands, to look at what it would predict with."""
+        s = self.study
+        return Site(name, s.task, s.splits(name), s.step, self.slots, dict(self.memory[name]), s.seed, 99, 99)
+
+    def predictor(self, state: State, name: str) -> nn.Module:
+        """The model that site ``name`` predicts with."""
+        return self.study.method.use(self.site(name), published(state, name)).eval()
+
+
+Bench = Callable[..., Study]  # (method, names=..., **changes) -> study
+BENCHES: dict[str, Bench] = {
+    "2D": toy.study,
+    "3D batch": partial(segmentation_toy.study, norm="batch"),
+    "3D instance": partial(segmentation_toy.study, norm="instance"),
+}
+
+
+def study_of(entry: Entry[Any], bench: Bench, options: Mapping[str, Any] | None = None, **changes: Any) -> Study:
+    """The bench's study of a method, with the moments its card asks for."""
+    made = bench(entry.make(options), **changes)
+    return replace(made, step=replace(made.step, moments=entry.card.moments)) if "step" not in changes else made
+
+
+def digest(state: State) -> str:
+    return wire.pack(state).digest
+
+
+def tensors(tree: Any) -> list[Tensor]:
+    if isinstance(tree, Tensor):
+        return [tree]
+    return [t for v in tree.values() for t in tensors(v)] if isinstance(tree, Mapping) else []
+
+
+def finite(tree: Any) -> bool:
+    return all(bool(t.isfinite().all()) for t in tensors(tree) if t.is_floating_point())
+
+
+@torch.no_grad()
+def mean_loss(desk: Desk, state: State) -> float:
+    """The mean over sites of the validation loss of what each predicts with."""
+    losses = []
+    for name in desk.names:
+        model, split = desk.predictor(state, name), desk.study.splits(name).validation
+        batch = next(split.batches(len(split), torch.Generator(), torch.Generator()))
+        losses.append(float(desk.study.task.loss(desk.study.task.outputs(model, batch), batch)))
+    return math.fsum(losses) / len(losses)
+
+
+# -- the promises ----------------------------------------------------------------------------------------------------
+
+
+def check_learns(entry: Entry[Any], bench: Bench, rounds: int = 3) -> None:
+    """After a few rounds the validation loss is lower than at the start, and nothing is infinite."""
+    desk = Desk(study_of(entry, bench, rounds=rounds))
+    before = mean_loss(desk, desk.study.start())
+    state = desk.play()
+    assert finite(state), "the state is not finite"
+    assert not desk.refused, desk.refused
+    after = mean_loss(desk, state)
+    assert after < before, f"the loss went from {before:.4f} to {after:.4f}"
+
+
+def check_repeats(entry: Entry[Any], bench: Bench) -> None:
+    """The same study gives the same bits, and another seed gives others."""
+    first, second = (digest(Desk(study_of(entry, bench)).play()) for _ in range(2))
+    assert first == second
+    assert first != digest(Desk(study_of(entry, bench, seed=1)).play())
+
+
+def check_strict(entry: Entry[Any], bench: Bench, folder: Path) -> None:
+    """Handing tensors over and sending every message through its bytes give the same bits."""
+    plain = run(study_of(entry, bench), folder / "plain")
+    strict = run(study_of(entry, bench), folder / "strict", engine=partial(Local, strict=True))
+    assert digest(plain) == digest(strict)
+
+
+class Killed(BaseException):
+    """The process is gone."""
+
+
+def check_resumes(entry: Entry[Any], bench: Bench, folder: Path) -> None:
+    """Stopped after round 1, a new process that has only the folder ends with the same bits."""
+
+    def kill(what: str, value: Any) -> None:
+        if (what, value) == ("round", 2):
+            raise Killed
+
+    def go_on(pipe: Any) -> None:
+        pipe.send(digest(run(study_of(entry, bench), folder / "stopped", resume=True)))
+
+    whole = digest(run(study_of(entry, bench), folder / "whole"))
+    try:
+        run(study_of(entry, bench), folder / "stopped", watch=kill)
+    except Killed:
+        pass
+    else:
+        raise AssertionError("the run was not stopped")
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=go_on, args=(theirs,))
+    process.start()
+    theirs.close()
+    got = ours.recv()
+    process.join()
+    assert got == whole
+
+
+def check_silence(entry: Entry[Any], bench: Bench, folder: Path) -> None:
+    """With one site silent in round 2 the run goes on to its end with the others."""
+    rows: list[Any] = []
+    study = study_of(entry, bench, rounds=3, silent={"bergen": (2,)})
+    state = run(study, folder / "silent", watch=lambda what, value: rows.append(value) if what == "turn" else None)
+    answered = {(row.turn.round, row.turn.site) for row in rows if row.status == "answered"}
+    assert {r for r, site in answered if site == "bergen"} >= {1, 3}
+    assert (2, "bergen") not in answered
+    assert (2, "cairo") in answered
+    assert finite(state)
+
+
+def check_refuses_nan(entry: Entry[Any], bench: Bench, folder: Path) -> None:
+    """A site whose training gives NaN is refused by a sentence, and the others go on and learn."""
+    whole = bench(entry.make())
+
+    def spoiled(name: str) -> Splits:
+        splits = whole.data(name)
+        if name == "cairo":
+            splits.train.x[:] = math.nan  # type: ignore[attr-defined]
+        return splits
+
+    rows: list[Any] = []
+    study = replace(study_of(entry, bench), data=spoiled)
+    state = run(study, folder / "nan", watch=lambda what, value: rows.append(value) if what == "turn" else None)
+    training = [row for row in rows if row.question != "evaluate"]
+    refusals = [row.why for row in training if row.status == "refused"]
+    assert {row.turn.site for row in training if row.status == "refused"} == {"cairo"}
+    assert all("finite" in why for why in refusals), refusals
+    assert finite(state)
+    assert digest(state) != digest(study.start())
+
+
+def check_reduces(entry: Entry[Any], bench: Bench) -> None:
+    """At the settings on its card, the method is the other one, bit for bit."""
+    rule = entry.card.reduces
+    assert rule is not None
+    names = ("cairo",) if rule.alone else toy.NAMES
+    step = Step(**{"lr": 0.1, "batch": 2 if bench is not toy.study else 16, "moments": "kept", **rule.step})
+    states = [
+        Desk(study_of(e, bench, options, names=names, step=step)).play()
+        for e, options in ((entry, rule.own), (get(rule.to), rule.its))
+    ]
+    for name in names:
+        ours, theirs = (published(state, name)["weights"] for state in states)
+        assert toy.same(dict(ours), dict(theirs)), f"{entry.card.name} is not {rule.to}"
+
+
+def check_transfers(entry: Entry[Any], bench: Bench) -> None:
+    """What is published is the same at all sites; what stays at home differs between them."""
+    desk = Desk(study_of(entry, bench, rounds=1))
+    state = desk.play()
+    models = [copy_of(desk.predictor(state, name)) for name in desk.names]
+    if "for" in state:
+        for name, model in zip(desk.names, models, strict=True):
+            assert toy.same(dict(model), dict(state["for"][name]))
+        shared: set[str] = set()
+    else:
+        shared = set(state["weights"]) if isinstance(state["weights"], Weights) else set(models[0])
+    for leaf in models[0]:
+        alike = all(torch.equal(models[0][leaf], m[leaf]) for m in models[1:])
+        if leaf in shared:
+            assert alike, f"{leaf} is published and differs between sites"
+            assert not isinstance(state["weights"], Weights) or torch.equal(models[0][leaf], state["weights"][leaf])
+        elif models[0].kinds[leaf] is not Kind.COUNTER:
+            assert not alike, f"{leaf} stays at home and is the same at all sites"
+
+
+def check_statistics_travel(entry: Entry[Any], bench: Bench) -> None:
+    """Running statistics that are published have moved away from where they began."""
+    desk = Desk(study_of(entry, bench, rounds=1))
+    state = desk.play()
+    start = copy_of(Desk(desk.study).predictor(desk.study.start(), desk.names[0]))
+    model = copy_of(desk.predictor(state, desk.names[0]))
+    moved = [not torch.equal(start[k], model[k]) for k in model.of(Kind.STATISTIC)]
+    assert all(moved), "running statistics were left behind"
+
+
+def check_home_stays(entry: Entry[Any], bench: Bench, private: set[str]) -> None:
+    """No message and no answer carries a leaf that should stay at its site."""
+    desk = Desk(study_of(entry, bench))
+    desk.play()
+    for asked in desk.asked:
+        for tree in (asked.message, asked.reply):
+            for value in tree.values():
+                assert not isinstance(value, Weights) or not private & set(value), private & set(value)
+
+
+def check_refuses_strangers(entry: Entry[Any], bench: Bench) -> None:
+    """A site answers the questions on the list and no others."""
+    study = study_of(entry, bench)
+    strangers = {q.name for e in methods().values() for q in e.make().answers} | {"steal", "", "__init__"}
+    for question in strangers - set(study.questions):
+        try:
+            respond(study, study.slots(), Turn(1, 0, "cairo"), question, {}, {}, bytes)
+        except Refused as e:
+            assert "does not answer" in str(e)  # noqa: PT017
+        else:
+            raise AssertionError(f"{question!r} was answered")
+
+
+def check_bytes(entry: Entry[Any], bench: Bench) -> None:
+    """An answer takes no more bytes than the card's formula, and without coding as many; names and numbers apart."""
+    options = entry.resolve({})
+    desk = Desk(study_of(entry, bench))
+    state = desk.play()
+    some = published(state, "cairo")["weights"]
+    weights: Weights = some if isinstance(some, Weights) else some["cairo"]
+    expected = entry.card.up(weights.schema, options)
+    for asked in desk.asked:
+        parcel = wire.pack(asked.reply)
+        leaves = parcel.nbytes - len(parcel.header)
+        frame = expected // 256 + 32  # what zstd adds where there is nothing to gain
+        assert leaves <= expected + frame, f"{leaves} bytes, and the card says {expected}"
+            f"{leaves} bytes, and the card says {expected}"
+        )  # zstd's frame
+        if options.get("bits", 32) == 32 and options.get("fraction", 1) == 1:
+            assert leaves == expected, f"{leaves} bytes, and the card says {expected}"
+        assert len(parcel.header) < 400 + 200 * len(weights) * 2
+
+
+def check_privacy(entry: Entry[Any]) -> None:
+    """The card's class of data is that of the most telling question."""
+    from fedscan.method import PRIVACY
+
+    most = max(PRIVACY.index(q.privacy) for q in entry.make().answers)
+    assert PRIVACY[most] == entry.card.privacy
+
+
+def check_hands_on(entry: Entry[Any], bench: Bench) -> None:
+    """What each site on the tour receives is what the one before gave back, over rounds."""
+    desk = Desk(study_of(entry, bench))
+    state = desk.play()
+    tour = [asked for asked in desk.asked if "weights" in asked.reply]
+    assert len(tour) == len(desk.names) * desk.study.rounds
+    for before, after in pairwise(tour):
+        assert toy.same(dict(before.reply["weights"]), dict(after.message["weights"]))
+    assert toy.same(dict(tour[-1].reply["weights"]), dict(state["weights"]))
+
+
+def method_of(entry: Entry[Any], change: Callable[[Method], Method]) -> Entry[Any]:
+    """The entry with a fault planted in the method it makes."""
+    make: Any = entry.function
+    return replace(entry, function=lambda **options: change(make(**options)))

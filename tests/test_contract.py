@@ -1,0 +1,102 @@
+"""Every method of the registry keeps every promise; a new one is tested without a line written here."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import contract
+from contract import BENCHES
+from fedscan.methods.registry import get, methods
+
+torch.set_num_threads(1)
+NAMES = list(methods())
+BENCH = list(BENCHES)
+every_method = pytest.mark.parametrize("name", NAMES)
+every_bench = pytest.mark.parametrize("bench", BENCH)
+reducing = pytest.mark.parametrize("name", [n for n in NAMES if get(n).card.reduces])
+
+
+@every_bench
+@every_method
+def test_learns(name: str, bench: str) -> None:
+    contract.check_learns(get(name), BENCHES[bench])
+
+
+@every_method
+def test_repeats(name: str) -> None:
+    contract.check_repeats(get(name), BENCHES["2D"])
+
+
+@every_method
+def test_strict(name: str, tmp_path: Path) -> None:
+    contract.check_strict(get(name), BENCHES["2D"], tmp_path)
+
+
+@every_method
+def test_resumes(name: str, tmp_path: Path) -> None:
+    contract.check_resumes(get(name), BENCHES["3D batch"], tmp_path)
+
+
+@every_method
+def test_goes_on_without_a_silent_site(name: str, tmp_path: Path) -> None:
+    contract.check_silence(get(name), BENCHES["3D instance"], tmp_path)
+
+
+@every_method
+def test_refuses_nan(name: str, tmp_path: Path) -> None:
+    contract.check_refuses_nan(get(name), BENCHES["2D"], tmp_path)
+
+
+@every_bench
+@reducing
+def test_reduces(name: str, bench: str) -> None:
+    contract.check_reduces(get(name), BENCHES[bench])
+
+
+@every_bench
+@every_method
+def test_transfers(name: str, bench: str) -> None:
+    contract.check_transfers(get(name), BENCHES[bench])
+
+
+@every_method
+def test_statistics_travel(name: str) -> None:
+    contract.check_statistics_travel(get(name), BENCHES["3D batch"])
+
+
+@every_method
+def test_refuses_strangers(name: str) -> None:
+    contract.check_refuses_strangers(get(name), BENCHES["2D"])
+
+
+@every_bench
+@every_method
+def test_bytes(name: str, bench: str) -> None:
+    contract.check_bytes(get(name), BENCHES[bench])
+
+
+@every_method
+def test_card_says_what_leaves(name: str) -> None:
+    contract.check_privacy(get(name))
+    card = get(name).card
+    assert card.differs.endswith(".")
+    assert card.reduces is None or card.reduces.to in NAMES
+
+
+def test_the_ring_hands_on() -> None:
+    contract.check_hands_on(get("cwt"), BENCHES["2D"])
+
+
+@pytest.mark.parametrize("bench", ["2D", "3D batch", "3D instance"])
+def test_norms_stay_home(bench: str) -> None:
+    study = contract.study_of(get("fedbn"), BENCHES[bench])
+    model = study.terms.model
+    norms = {
+        f"{prefix}.{leaf}"
+        for prefix, module in model.named_modules()
+        if "Norm" in type(module).__name__
+        for leaf in module.state_dict()
+    }
+    assert norms
+    contract.check_home_stays(get("fedbn"), BENCHES[bench], norms)
