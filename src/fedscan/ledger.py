@@ -3,8 +3,12 @@
 Everything that shows a run (report, tables, audit) reads a ``Record`` and nothing else.
 """
 
+import json
+import sqlite3
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -95,3 +99,86 @@ class Record:
     seconds: float
     notes: tuple[str, ...] = ()  # what a reader must know first: simulated scanners, a site that was silent, ...
     travels: str = ""  # which leaves travel and which stay at home, in one sentence
+
+
+def read_record(folder: Path, beside: Mapping[str, Path] | None = None) -> Record:
+    """The record of the run in ``folder``, as far as it is settled.
+
+    Other methods on the same study are read for comparison from ``folder/baselines/<method>``, and from the folders
+    of ``beside`` by method. Raises ValueError where a folder holds no run.
+    """
+    compared = {path.parent.name: path.parent for path in sorted(folder.glob("baselines/*/journal.sqlite"))}
+    with closing(opened(folder)) as db:
+        meta = dict(db.execute("SELECT key, value FROM meta"))
+        head = (db.execute("SELECT round FROM head").fetchone() or (-1,))[0]
+        turns = read_turns(db, head)
+        scores = read_scores(db, meta)
+    study = json.loads(meta["study"])
+    return Record(
+        name=study["name"],
+        method=study["method"]["name"],
+        study=study,
+        study_hash=meta["study_hash"],
+        seed=study["seed"],
+        rounds=min(max(head, 0), study["train"]["rounds"]),
+        labels=json.loads(meta["labels"]),
+        sites=tuple(
+            SiteRow(**{**row, "left_out": tuple(map(tuple, row["left_out"]))}) for row in json.loads(meta["sites"])
+        ),
+        turns=turns,
+        scores=scores,
+        comparisons={name: final_scores(path) for name, path in {**compared, **(beside or {})}.items()},
+        overlays=read_overlays(folder / "overlays"),
+        versions=json.loads(meta["versions"]),
+        command=meta["command"],
+        seconds=float(meta.get("seconds", 0)),
+        notes=tuple(json.loads(meta["notes"])),
+        travels=meta["travels"],
+    )
+
+
+def opened(folder: Path) -> sqlite3.Connection:
+    """A run's journal, for reading only. Raises ValueError where there is none."""
+    path = (folder / "journal.sqlite").absolute()
+    if not path.exists():
+        raise ValueError(f"{folder} holds no run; give the folder that `fedscan run` named at its end")
+    db = sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)
+    if not db.execute("SELECT 1 FROM meta WHERE key = 'study'").fetchone():
+        db.close()
+        raise ValueError(f"the run in {folder} has not begun: start it with `fedscan run`")
+    return db
+
+
+def read_turns(db: sqlite3.Connection, head: int) -> tuple[TurnRow, ...]:
+    """The turns of settled rounds, in the order of round, call and site."""
+    rows = db.execute(
+        "SELECT round, call, site, question, privacy, status, seconds, bytes_down, bytes_up, asked_at, asked, answered,"
+        " why, numbers FROM turns WHERE round <= ? AND status != 'open' ORDER BY round, call, site",
+        (head,),
+    )
+    return tuple(TurnRow(*(*row[:-1], json.loads(row[-1]))) for row in rows)
+
+
+def read_scores(db: sqlite3.Connection, meta: Mapping[str, str]) -> tuple[ScoreRow, ...]:
+    """All scores; the model of a study with one pooled site was trained on pooled cases."""
+    pooled = json.loads(meta["names"]) == ["pooled"]
+    rows = [ScoreRow(*row) for row in db.execute("SELECT * FROM scores ORDER BY rowid")]
+    return tuple(replace(row, trained_at="pooled") if pooled else row for row in rows)
+
+
+def final_scores(folder: Path) -> tuple[ScoreRow, ...]:
+    """The test scores of the run in ``folder``; none where it has not come to its end."""
+    with closing(opened(folder)) as db:
+        meta = dict(db.execute("SELECT key, value FROM meta"))
+        return tuple(row for row in read_scores(db, meta) if row.split == "test")
+
+
+def read_overlays(folder: Path) -> tuple[Overlay, ...]:
+    """The cases to look at, that ``fedscan.predict.keep_overlays`` put into ``folder``."""
+    found = []
+    for path in sorted(folder.glob("*.npz")):
+        with np.load(path, allow_pickle=False) as file:
+            about = json.loads(str(file["about"]))
+            arrays = {name: file[name] for name in ("image", "reference", "prediction")}
+        found.append(Overlay(**{**about, "spacing": tuple(about["spacing"])}, **arrays))
+    return tuple(found)

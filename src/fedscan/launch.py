@@ -1,0 +1,259 @@
+"""A study file carried out in a folder: cases read, the run recorded, its model, overlays and report written."""
+
+import json
+import platform
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fedscan import wire
+from fedscan.engines.local import Local
+from fedscan.journal import Journal
+from fedscan.ledger import read_record
+from fedscan.method import State
+from fedscan.recorded import Engine
+from fedscan.run import Problem, Watch, run
+from fedscan.schema import Weights, schema_of
+from fedscan.study import Study
+from fedscan.studyfile import Cases, StudyFile, build, read_cases
+from fedscan.studyfile.cases import Tell, classes_of, fingerprint, flat, silent
+
+PACKAGES = ("fedscan", "torch", "monai", "numpy", "scipy", "nibabel")
+
+
+def nobody(what: str, value: Any) -> None:
+    """Watches nothing."""
+
+
+@dataclass(frozen=True)
+class How:
+    """How a run is carried out; none of it changes its numbers.
+
+    strict    every message through its bytes;  workers: processes that answer for the sites
+    numerics  whether a run may go on under other threads, device, torch or mode than it began with
+    """
+
+    resume: bool = False
+    strict: bool = False
+    workers: int = 1
+    numerics: bool = False
+    cache: Path | None = None
+    command: str = ""
+    watch: Watch = nobody
+    tell: Tell = silent
+
+
+def launch(file: StudyFile, folder: Path, how: How = How(), cases: Cases | None = None) -> Path:
+    """Runs a study in ``folder`` to its end and returns the path of its report.
+
+    The folder then holds study.toml, study.json, journal.sqlite, model.safetensors (or models/, where sites have their
+    own), overlays and report.html. Baselines that the study names run in ``folder/baselines``.
+
+    Raises Problem where the folder holds another run, or file and data do not fit; Absent where the study stops when a
+    site is missing. What is in the folder by then is not lost: with ``resume`` the run goes on.
+    """
+    if (folder / "journal.sqlite").exists() and not how.resume:
+        raise Problem(
+            f"{folder} already holds a run; add --resume to go on with it, or choose another folder with --out"
+        )
+    numerics(file)
+    cases = cases or read_cases(file, how.cache, how.tell)
+    study = build(file, cases)
+    describe(file, cases, study, folder, how)
+    for name in file.run.baselines:
+        if name != file.method:
+            baseline(file, name, cases, folder, how)
+    how.watch("method", file.method)
+    carry_out(study, folder, how)
+    return finish(study, folder, how.tell)
+
+
+def carry_out(study: Study, folder: Path, how: How) -> State:
+    """The run itself, and how long it took."""
+    begun = time.monotonic()
+    try:
+        return run(study, folder, resume=True, engine=lambda s, f: engine(s, f, how), watch=how.watch)
+    finally:
+        add_seconds(folder, time.monotonic() - begun)
+
+
+def engine(study: Study, folder: Path, how: How) -> Engine:
+    """Who carries the questions: this process."""
+    return Local(study, folder, strict=how.strict)
+
+
+def baseline(file: StudyFile, name: str, cases: Cases, folder: Path, how: How) -> None:
+    """The same study by another method, in a folder of its own, without a report."""
+    other = file.by(name)
+    place = folder / "baselines" / name
+    study = build(other, cases)
+    describe(other, cases, study, place, replace(how, resume=True))
+    how.watch("method", name)
+    carry_out(study, place, how)
+
+
+def numerics(file: StudyFile) -> None:
+    """Makes the numbers repeatable on a GPU, where the study asks for it."""
+    exact = file.run.mode == "exact"
+    if file.device.startswith("cuda"):
+        import os
+
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(exact)
+        torch.backends.cudnn.benchmark = not exact
+
+
+def describe(file: StudyFile, cases: Cases, study: Study, folder: Path, how: How) -> None:
+    """Writes into the folder what the run is of. Raises Problem where a run of something else is there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    journal = Journal(folder)
+    try:
+        known = journal.meta()
+        facts = cases.facts()
+        if known:
+            hold_to(file, facts, known, folder, how)
+        notes = [*cases.notes, *noted(file, known)]
+        meta = {
+            "study": file.resolved(), "plain_hash": plain_hash(file), "numerics": file.numerics(), "facts": facts,
+            "sites": [asdict(row) for row in cases.rows], "labels": named(cases), "versions": versions(),
+            "names": list(study.names), "notes": notes, "travels": travels(file, study), "command": how.command,
+        }  # fmt: skip
+        if known:
+            meta["command"] = known.get("command", how.command)
+        texts = {k: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for k, v in meta.items()}
+        journal.set_meta(study_hash=study.hash, **texts)
+        journal.commit()
+    finally:
+        journal.close()
+    if file.text:
+        (folder / "study.toml").write_text(file.text, encoding="utf-8")
+    tree = {**file.resolved(), "numerics": file.numerics(), "hash": file.hash}
+    (folder / "study.json").write_text(json.dumps(tree, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def hold_to(file: StudyFile, facts: dict[str, Any], known: dict[str, str], folder: Path, how: How) -> None:
+    """Raises Problem unless the folder's run is of the same study, the same cases and the same numerics."""
+    if known.get("plain_hash") != plain_hash(file):
+        changed = difference(json.loads(known["study"]), file.resolved())
+        raise Problem(f"the run in {folder} is of another study ({changed}): give that study, or choose another --out")
+    if fingerprint(json.loads(known["facts"])) != fingerprint(facts):
+        raise Problem(f"the cases have changed since the run in {folder} began: give the same data, or another --out")
+    before, now = json.loads(known["numerics"]), file.numerics()
+    if before != now and not how.numerics:
+        said = ", ".join(f"{k} was {before[k]} and is {now[k]}" for k in before if before[k] != now[k])
+        raise Problem(f"the run in {folder} would go on with other numerics ({said}); add --other-numerics to allow it")
+
+
+def noted(file: StudyFile, known: dict[str, str]) -> list[str]:
+    """What a reader must know of how the run was made."""
+    notes = [f"{name} was silent in some rounds: this was simulated." for name in file.run.silent]
+    if known:
+        notes += [n for n in json.loads(known["notes"]) if n.startswith("Resumed under")]
+        before, now = json.loads(known["numerics"]), file.numerics()
+        if before != now:
+            notes.append(f"Resumed under other numerics: {before} became {now}.")
+    return notes
+
+
+def plain_hash(file: StudyFile) -> str:
+    """The study's hash without its numerics."""
+    return fingerprint({k: v for k, v in file.canonical().items() if k != "numerics"})
+
+
+def difference(a: Any, b: Any, path: str = "") -> str:
+    """The first key at which two studies differ, and how."""
+    for key in sorted({*a, *b}):
+        x, y = a.get(key), b.get(key)
+        if isinstance(x, dict) and isinstance(y, dict):
+            if found := difference(x, y, f"{path}{key}."):
+                return found
+        elif x != y and f"{path}{key}" not in ("data.cases", "run.baselines", "run.device"):
+            return f"{path}{key} was {json.dumps(x)} and is {json.dumps(y)}"
+    return ""
+
+
+def named(cases: Cases) -> dict[str, int]:
+    """A name for each class, from 1 on."""
+    classes = classes_of(cases.labels)
+    return {name: classes[value] for name, value in flat(cases.labels).items()}
+
+
+def versions() -> dict[str, str]:
+    """Versions of python and of the packages that numbers depend on."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def travels(file: StudyFile, study: Study) -> str:
+    """Which leaves travel and which stay, in a sentence or two, from the method's card and the network."""
+    from fedscan.methods.registry import get
+
+    card = get(file.method).card
+    kinds = [leaf.kind for leaf in schema_of(study.terms.model).values()]
+    entries = sum(leaf.numel for leaf in schema_of(study.terms.model).values())
+    counts = ", ".join(f"{kinds.count(kind)} {kind}s" for kind in dict.fromkeys(kinds))
+    return (
+        f"The network has {counts} (P = {entries:,} entries). What travels: {card.travels}. "
+        f"Normalisation: {card.normalisation}."
+    )
+
+
+def add_seconds(folder: Path, seconds: float) -> None:
+    """Adds to the time that the run has taken."""
+    journal = Journal(folder)
+    try:
+        before = float(journal.meta().get("seconds", 0))
+        journal.set_meta(seconds=str(before + seconds))
+        journal.commit()
+    finally:
+        journal.close()
+
+
+def finish(study: Study, folder: Path, tell: Tell = silent) -> Path:
+    """Writes the model, the cases to look at and the report of a run that has ended; returns the report's path."""
+    from fedscan.predict import Run, keep_overlays
+    from fedscan.report.page import write_report
+
+    tell("writing the report", 0, 2)
+    save_models(Run(folder).state, folder)
+    keep_overlays(study, folder)
+    tell("writing the report", 1, 2)
+    path = write_report(read_record(folder), folder)
+    tell("writing the report", 2, 2)
+    return path
+
+
+def save_models(state: State, folder: Path) -> list[Path]:
+    """Writes what is published: model.safetensors, or models/<site>.safetensors where there are several."""
+    several = state.get("for")
+    if several is None and not isinstance(state["weights"], Weights):
+        several = state["weights"]
+    if several is None:
+        return [save_model(state["weights"], folder / "model.safetensors")]
+    (folder / "models").mkdir(exist_ok=True)
+    return [save_model(weights, folder / "models" / f"{name}.safetensors") for name, weights in several.items()]
+
+
+def save_model(weights: Weights, path: Path) -> Path:
+    """Writes one model's leaves as a plain safetensors file."""
+    from safetensors.torch import save
+
+    data = save({name: leaf.detach().cpu().contiguous() for name, leaf in weights.items()})
+    wire.replace_file(path, lambda file: file.write(data))
+    return path
+
+
+def models_of(folder: Path) -> Sequence[Path]:
+    """Where the run's models lie."""
+    one = folder / "model.safetensors"
+    return [one] if one.exists() else sorted((folder / "models").glob("*.safetensors"))

@@ -1,0 +1,188 @@
+"""From a run's folder to segmentations: its model at a site, new scans, and the test cases that are worth a look."""
+
+import json
+import statistics
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from fedscan import wire
+from fedscan.data.preprocess import compute, restore
+from fedscan.data.records import Case
+from fedscan.ledger import Overlay, ScoreRow, opened, read_scores
+from fedscan.memory import SiteDisk
+from fedscan.method import published
+from fedscan.run import Problem
+from fedscan.site import Site, Splits
+from fedscan.study import Study
+from fedscan.studyfile import again, task_of
+from fedscan.studyfile.cases import recipe_of
+from fedscan.studyfile.file import StudyFile
+
+
+class Run:
+    """A run that has ended, or stands at the end of a round: its study, its state and its sites' memories."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        with closing(opened(folder)) as db:
+            self.meta: dict[str, str] = dict(db.execute("SELECT key, value FROM meta"))
+            self.bases = {site: (r, c) for site, r, c in db.execute("SELECT site, round, call FROM bases")}
+            head = db.execute("SELECT round FROM head").fetchone()
+            self.scores: tuple[ScoreRow, ...] = read_scores(db, self.meta)
+        if not head or not head[0]:
+            raise Problem(f"the run in {folder} has not ended a round yet; go on with --resume")
+        self.state = wire.read_file(folder / "state" / f"{head[0]}.safetensors")
+        self.facts = json.loads(self.meta["facts"])
+        self.names: list[str] = json.loads(self.meta["names"])
+        self.file: StudyFile = again(json.loads(self.meta["study"]), folder / "study.json")
+
+    def study(self, device: str | None = None) -> Study:
+        """The study without its cases: enough to predict with."""
+        from fedscan.methods.registry import get
+
+        labels = self.facts["labels"]
+        method = get(self.file.method).make(self.file.method_options)
+        return Study(
+            task_of(self.file, self.facts["sequences"], labels), method, tuple(self.names), nobody, self.file.step,
+            seed=self.file.top.seed, rounds=self.file.rounds, device=device or self.file.device,
+        )  # fmt: skip
+
+    def model(self, study: Study, name: str) -> nn.Module:
+        """What site ``name`` predicts with: what is published, put together with what the site remembers."""
+        memory = SiteDisk(self.folder / "sites" / name).recall(self.bases.get(name))
+        empty: Any = ()
+        site = Site(name, study.task, Splits(empty, empty, empty), study.step, study.slots(), memory, study.seed)
+        return study.method.use(site, published(self.state, name)).eval()
+
+
+def nobody(name: str) -> Splits:
+    """No cases: a study that only predicts reads none."""
+    raise Problem(f"this study was opened to predict, and does not read the cases of {name}")
+
+
+def predict(
+    folder: Path, scans: Sequence[str], out: Path, *, site: str | None = None, device: str | None = None
+) -> Path:
+    """Segments one patient's scans with the model of the run in ``folder``, and writes the label map to ``out``.
+
+    ``scans`` are NIfTI files, one for each sequence of the study in its order, or "sequence=file" where some are
+    missing. The label map lies on the voxels and the affine of the first scan, in the values of the label files.
+    ``site`` chooses whose model, where sites have their own. Raises Problem or ValueError for what does not fit.
+    """
+    run = Run(folder)
+    study = run.study(device)
+    case = case_of(scans, run.facts["sequences"])
+    recipe = replace(recipe_of(run.file, run.facts["sequences"], run.facts["labels"]), dtype="float32")
+    image, _, _, _ = compute(case, recipe)
+    model = run.model(study, chosen(run, site))
+    task: Any = study.task
+    found = task.predict(model, torch.from_numpy(np.ascontiguousarray(image))[None].to(study.device))
+    first = next(path for path in case.images.values() if path is not None)
+    made = restore(found, first, recipe)
+    import nibabel
+
+    if not out.name.endswith((".nii", ".nii.gz")):
+        raise Problem(f"-o {out}: a name that ends in .nii or .nii.gz was meant")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    nibabel.save(made, out)
+    return out
+
+
+def chosen(run: Run, site: str | None) -> str:
+    """Whose model is used. Where every site has its own, one must be named."""
+    if site is not None and site not in run.names:
+        raise Problem(f"--site {site}: the run has the sites {', '.join(run.names)}")
+    if site is None and "for" in run.state:
+        raise Problem(f"every site has a model of its own here; choose one with --site: {', '.join(run.names)}")
+    return site or run.names[0]
+
+
+def case_of(scans: Sequence[str], sequences: Sequence[str]) -> Case:
+    """A case without a label from file names, or from "sequence=file" for some sequences."""
+    images: dict[str, Path | None] = dict.fromkeys(sequences)
+    named = [scan.partition("=") for scan in scans]
+    if all(name in sequences and equals for name, equals, _ in named):
+        images |= {name: Path(path) for name, _, path in named}
+    elif len(scans) == len(sequences):
+        images = {name: Path(scan) for name, scan in zip(sequences, scans, strict=True)}
+    else:
+        raise Problem(
+            f"{len(scans)} scans for a model that reads {len(sequences)} sequences: give {', '.join(sequences)} in "
+            f"this order, or name those you have ({sequences[0]}=FILE)"
+        )
+    for path in images.values():
+        if path is not None and not path.is_file():
+            raise Problem(f"{path} does not exist; a NIfTI file was meant")
+    return Case("scan", "scan", "here", images)
+
+
+def keep_overlays(study: Study, folder: Path) -> list[Path]:
+    """Predicts each site's best, median and worst test case by mean Dice, and keeps them in ``folder/overlays``."""
+    run = Run(folder)
+    by_case = mean_dice(run.scores)
+    kept = []
+    (folder / "overlays").mkdir(exist_ok=True)
+    for name in study.names:
+        test: Any = study.splits(name).test
+        place = {p.name: i for i, p in enumerate(test.prepared)}
+        model = run.model(study, name)
+        for site in sorted({p.site for p in test.prepared}):
+            mine = {c: d for (s, c), d in by_case.items() if s == site and c in place}
+            for rank, case in ranked(mine):
+                overlay = overlay_of(study, model, test, place[case], site, rank, mine[case])
+                kept.append(save(overlay, folder / "overlays" / f"{site}.{rank}.npz"))
+    return kept
+
+
+def mean_dice(scores: Sequence[ScoreRow]) -> dict[tuple[str, str], float | None]:
+    """Mean Dice over labels of each (site, case) of the final test, of the model that the site uses."""
+    values: dict[tuple[str, str], list[float]] = defaultdict(list)
+    seen: dict[tuple[str, str], float | None] = {}
+    for row in scores:
+        if row.split == "test" and row.metric == "dice" and row.trained_at in (row.tested_at, "federation", "pooled"):
+            seen[row.tested_at, row.case] = None
+            if row.value is not None:
+                values[row.tested_at, row.case].append(row.value)
+    return {key: statistics.fmean(values[key]) if values[key] else None for key in seen}
+
+
+def ranked(dice: Mapping[str, float | None]) -> list[tuple[str, str]]:
+    """The best, the median and the worst case of those that have a Dice; fewer where there are fewer."""
+    order = sorted((d, case) for case, d in dice.items() if d is not None)
+    places = {"best": len(order) - 1, "median": (len(order) - 1) // 2, "worst": 0}
+    found: dict[int, str] = {}
+    for rank, place in places.items():
+        if order:
+            found.setdefault(place, rank)
+    return [(rank, order[place][1]) for place, rank in found.items()]
+
+
+def overlay_of(study: Study, model: nn.Module, test: Any, i: int, site: str, rank: str, dice: float | None) -> Overlay:
+    """One test case with its prediction."""
+    batch, prepared = test.case(i)
+    task: Any = study.task
+    found = task.predict(model, batch.x)
+    shown = next(c for c, there in enumerate(prepared.present) if there)
+    image = np.asarray(prepared.image[shown], dtype=np.float32)
+    return Overlay(
+        site, prepared.name, rank, dice, image, np.asarray(prepared.label, np.uint8), found, prepared.spacing
+    )
+
+
+def save(overlay: Overlay, path: Path) -> Path:
+    """Keeps an overlay as plain arrays; the image in half precision."""
+    about = {"site": overlay.site, "case": overlay.case, "rank": overlay.rank, "dice": overlay.dice,
+             "spacing": overlay.spacing}  # fmt: skip
+    np.savez_compressed(
+        path, about=np.array(json.dumps(about)), image=overlay.image.astype(np.float16).astype(np.float32),
+        reference=overlay.reference, prediction=overlay.prediction,
+    )  # fmt: skip
+    return path

@@ -1,0 +1,97 @@
+"""From a study file and its cases to the ``Study`` that a run carries out."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from fedscan.data.volumes import VolumeSplit
+from fedscan.run import Problem
+from fedscan.site import Splits
+from fedscan.study import Study
+from fedscan.studyfile.cases import Cases, Labels, classes_of
+from fedscan.studyfile.file import StudyFile
+from fedscan.tasks.segmentation import Segmentation
+
+POOLED = "pooled"  # the one site of a centralised study
+KEEP = 1 << 30  # bytes of a split that may stay in memory; a larger one is read from disk each time
+
+
+def build(file: StudyFile, cases: Cases) -> Study:
+    """The study on these cases. Raises Problem where file and cases do not fit, or the network cannot be built."""
+    from fedscan.methods.registry import get
+
+    entry = get(file.method)
+    names = (POOLED,) if entry.card.pooled else cases.sites
+    check_names(file, names, cases)
+    of = {POOLED: pooled(cases)} if entry.card.pooled else cases.of
+    study = Study(
+        task=task_of(file, cases.sequences, cases.labels),
+        method=entry.make(file.method_options),
+        names=names,
+        data=partial(splits_of, file, of),
+        step=file.step,
+        rounds=file.rounds,
+        seed=file.top.seed,
+        every=file.run.every,
+        absent=file.run.absent,
+        silent=file.run.silent,
+        seconds=file.run.seconds,
+        device=file.device,
+        threads=file.run.threads,
+        name=file.name,
+        method_name=file.method,
+        resolved=file.resolved(),
+        hash=file.hash,
+    )
+    try:
+        _ = study.terms  # the network, on no device: a wrong option is found before any work is done
+    except ValueError as e:
+        raise Problem(f"{file.places.of(('model',))}: [model]: {str(e).rstrip('.')}.") from e
+    return study
+
+
+def splits_of(file: StudyFile, of: Mapping[str, Mapping[str, Sequence[Any]]], site: str) -> Splits:
+    """One site's three splits; only training cases are cut into patches and augmented."""
+
+    def volumes(name: str) -> Any:
+        train = name == "train"
+        return VolumeSplit(
+            of[site][name], file.data.patch if train else None, file.augmentation if train else None,
+            file.device, file.data.foreground, KEEP,
+        )  # fmt: skip
+
+    return Splits(volumes("train"), volumes("validation"), volumes("test"))
+
+
+def pooled(cases: Cases) -> dict[str, tuple[Any, ...]]:
+    """All sites' cases together, each still knowing its own site."""
+    return {
+        name: tuple(p for site in cases.sites for p in cases.of[site][name]) for name in ("train", "validation", "test")
+    }
+
+
+def task_of(file: StudyFile, sequences: Sequence[str], labels: Labels) -> Segmentation:
+    """What is learned: the network for these channels and labels, the loss and the scores."""
+    from fedscan.models.registry import build as build_model
+
+    class_of = classes_of(labels)
+    known = {k: class_of[v] if isinstance(v, int) else tuple(class_of[i] for i in v) for k, v in labels.items()}
+    for name in file.scores.tolerance:
+        if name not in known:
+            raise file.places.wrong(("scores", "tolerance"), name, f"a label ({', '.join(known)})", known)
+    classes = len(class_of) + 1
+    network = partial(build_model, file.model, len(sequences), classes, 3, **file.model_options)
+    loss = file.tables["task"].model_dump(exclude={"kind", "labels"})
+    return Segmentation(
+        {"model": network}, known, classes, loss, file.data.patch, dict(file.scores.tolerance), file.scores.hd95
+    )
+
+
+def check_names(file: StudyFile, names: Sequence[str], cases: Cases) -> None:
+    """Raises Problem for a setting of a site that does not exist."""
+    known = {*names, *cases.sites}
+    for key in ("silent", "seconds"):
+        for name in getattr(file.run, key):
+            if name not in known:
+                allowed = f"a site ({', '.join(cases.sites)})"
+                raise file.places.wrong(("run", key, name), name, allowed, known)

@@ -1,0 +1,236 @@
+"""From scans on disk to every site's prepared cases: read, checked, dealt to sites, split, resampled, cached."""
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from fedscan.data.check import Catalogue, check
+from fedscan.data.manifest import read_manifest
+from fedscan.data.partition import SPLITS, partition, split
+from fedscan.data.preprocess import Prepared, Recipe, prepare
+from fedscan.data.records import Case, Manifest
+from fedscan.ledger import SiteRow
+from fedscan.run import Problem
+from fedscan.studyfile.file import StudyFile, digest
+
+Tell = Callable[[str, int, int], None]  # what is being done, how many are done, out of how many
+Labels = Mapping[str, int | Sequence[int]]
+
+
+def silent(what: str, done: int, total: int) -> None:
+    """Tells nobody."""
+
+
+@dataclass(frozen=True)
+class Cases:
+    """What a study is run on.
+
+    sequences  the channels, in order;  labels: the values in label files, or several for a region, by name
+    of         each site's prepared cases by split, sites in name order
+    rows       expected, used and left-out cases of each site
+    notes      what a reader of the results must know first
+    """
+
+    sequences: tuple[str, ...]
+    labels: Labels
+    recipe: Recipe
+    of: Mapping[str, Mapping[str, tuple[Prepared, ...]]]
+    rows: tuple[SiteRow, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """Names of the sites, sorted."""
+        return tuple(sorted(self.of))
+
+    def facts(self) -> dict[str, Any]:
+        """What the data add to the study: channels, labels, and which case is in which split of which site."""
+        splits = {
+            site: {name: [case.name for case in cases] for name, cases in self.of[site].items()} for site in self.sites
+        }
+        labels = {k: v if isinstance(v, int) else list(v) for k, v in self.labels.items()}
+        return {"sequences": list(self.sequences), "labels": labels, "splits": splits}
+
+
+@dataclass
+class _Left:
+    """Cases left out, with the reason, as they are found."""
+
+    reasons: dict[str, list[tuple[str, str]]] = field(default_factory=dict)  # by site
+
+    def add(self, case: Case, why: object) -> None:
+        self.reasons.setdefault(case.site, []).append((case.name, str(why)))
+
+
+def cache_folder() -> Path:
+    """Where prepared scans are kept: $FEDSCAN_CACHE, else fedscan in the user's cache folder."""
+    if named := os.environ.get("FEDSCAN_CACHE"):
+        return Path(named)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fedscan"
+
+
+def read_cases(file: StudyFile, cache: Path | None = None, tell: Tell = silent) -> Cases:
+    """Every site's cases, ready for training; what cannot be used is left out with its reason, up to a limit.
+
+    Raises Problem or ValueError, in one sentence, where the data do not suit the study.
+    """
+    cache = cache or cache_folder()
+    manifest, notes, about = listed(file, cache)
+    labels: Labels = file.tables["task"].labels or dict(manifest.labels)
+    if not labels:
+        raise Problem(f"{file.path}: the cases do not say what their labels mean; name them in [task] labels.")
+    manifest = replace(manifest, labels=flat(labels) if file.tables["task"].labels else manifest.labels)
+    sequences = file.data.sequences or manifest.sequences
+    for key, names in (("sequences", sequences), ("require", file.data.require)):
+        for name in names:
+            if name not in manifest.sequences:
+                known = ", ".join(manifest.sequences)
+                raise file.places.wrong(
+                    ("data", key), name, f"a sequence that the cases have ({known})", manifest.sequences
+                )
+    recipe = recipe_of(file, sequences, labels)
+    tell("checking cases", 0, len(manifest.cases))
+    catalogue = check(manifest, file.data.require, file.data.left_out_limit)
+    left = _Left()
+    for case, reason in catalogue.left_out:
+        left.add(case, reason.sentence)
+    ready: dict[str, Prepared] = {}
+    for number, case in enumerate(catalogue.used):
+        tell("preparing cases", number, len(catalogue.used))
+        try:
+            ready[case.name] = prepare(case, recipe, cache / "cases")
+        except ValueError as e:
+            left.add(case, e)
+    tell("preparing cases", len(catalogue.used), len(catalogue.used))
+    hold_to_limit(file, catalogue, len(ready), left)
+    kept = dealt(file, [case for case in catalogue.used if case.name in ready], sequences)
+    return divided(file, kept, ready, left, manifest, (sequences, labels, recipe), notes, about)
+
+
+def listed(file: StudyFile, cache: Path) -> tuple[Manifest, tuple[str, ...], dict[str, str]]:
+    """The manifest of the sites that take part, notes on the data, and a few words on each site."""
+    source = file.source
+    if not source:
+        raise Problem(f'{file.path}: no data; say cases = "FOLDER" in [data], or give --data FOLDER.')
+    path = hospitals(file.top.seed, cache) if source == "demo" else Path(source)
+    manifest = read_manifest(path)
+    if file.data.sites is not None:
+        for name in file.data.sites:
+            if name not in manifest.sites:
+                known = ", ".join(manifest.sites)
+                raise file.places.wrong(("data", "sites"), name, f"a site of the data ({known})", manifest.sites)
+        manifest = replace(manifest, cases=tuple(c for c in manifest.cases if c.site in file.data.sites))
+    described = manifest.root / "hospitals.json"
+    if not described.is_file():
+        return manifest, (), {}
+    told = json.loads(described.read_text(encoding="utf-8"))
+    about = {h["name"]: h["description"] for h in told["hospitals"]}
+    labels = manifest.labels or {name: int(value) for value, name in told["labels"].items()}
+    return replace(manifest, labels=labels), (told["about"],), about
+
+
+def hospitals(seed: int, cache: Path) -> Path:
+    """The folder of the simulated hospitals for a seed, made the first time."""
+    from fedscan.data.simulate import write_hospitals
+
+    folder = cache / "hospitals" / str(seed)
+    if not (folder / "cases.csv").exists():
+        partial = folder.with_name(f".{folder.name}.{os.getpid()}")
+        partial.mkdir(parents=True, exist_ok=True)
+        write_hospitals(partial, seed)
+        partial.rename(folder)
+    return folder
+
+
+def flat(labels: Labels) -> dict[str, int]:
+    """A name for every value that labels and regions hold."""
+    named = {value: name for name, value in labels.items() if isinstance(value, int)}
+    values = sorted({v for value in labels.values() for v in ([value] if isinstance(value, int) else value)})
+    return {named.get(value, f"label {value}"): value for value in values}
+
+
+def recipe_of(file: StudyFile, sequences: Sequence[str], labels: Labels) -> Recipe:
+    """How scans become arrays; label values are numbered as classes from 1 in their order."""
+    d = file.data
+    try:
+        return Recipe(
+            tuple(sequences), d.grid, d.spacing, d.normalise, d.ct_window, d.ct_mean, d.ct_sd,
+            classes_of(labels), d.label_interpolation, d.dtype,
+        )  # fmt: skip
+    except ValueError as e:
+        raise Problem(f"{file.places.of(('data',))}: [data]: {str(e).removeprefix('Recipe: ')}") from e
+
+
+def classes_of(labels: Labels) -> dict[int, int]:
+    """The class of each value that stands in label files, from 1 on."""
+    return {value: place for place, value in enumerate(flat(labels).values(), 1)}
+
+
+def hold_to_limit(file: StudyFile, catalogue: Catalogue, ready: int, left: _Left) -> None:
+    """Raises Problem where more cases fell out than the study allows."""
+    limit, total = file.data.left_out_limit, catalogue.expected
+    allowed = limit if isinstance(limit, int) else int(limit * total + 1e-9)
+    if total - ready > allowed or not ready:
+        name, why = next(reason for reasons in left.reasons.values() for reason in reasons)
+        raise Problem(
+            f"{total - ready} of {total} cases cannot be used, where the study allows {allowed}; "
+            f"one is {name!r} ({why.rstrip('.')})."
+        )
+
+
+def dealt(file: StudyFile, cases: Sequence[Case], sequences: Sequence[str]) -> tuple[Case, ...]:
+    """The cases at the sites that the study's partition gives them."""
+    p, seed = file.partition, file.top.seed
+    if p.how == "true":
+        return tuple(cases)
+    from fedscan.data import signature
+
+    if p.sites is None:
+        raise Problem(f"{file.places.of(('data', 'partition'))}: [data.partition] lacks 'sites', how many there are.")
+    options: dict[str, Any] = {"minimum": p.minimum}
+    if p.how == "dirichlet":
+        volumes = p.by == "volume" and signature.quantiles(signature.lesion_volume(cases, p.labels), 3)
+        options |= {"alpha": p.alpha, "classes": volumes or signature.dominant_label(cases)}
+    elif p.how == "quantity":
+        options |= {"law": p.law, "alpha": p.alpha, "exponent": p.exponent}
+    elif p.how == "intensity":
+        options["values"] = signature.foreground_intensity(cases, p.sequence or sequences[0])
+    else:
+        options["values"] = signature.lesion_volume(cases, p.labels)
+    return partition(cases, p.how, p.sites, seed, **options)
+
+
+def divided(
+    file: StudyFile,
+    kept: Sequence[Case],
+    ready: Mapping[str, Prepared],
+    left: _Left,
+    manifest: Manifest,
+    read_as: tuple[tuple[str, ...], Labels, Recipe],
+    notes: tuple[str, ...],
+    about: Mapping[str, str],
+) -> Cases:
+    """The cases in their sites' three splits, with a row for each site."""
+    part = split(kept, file.data.fractions, file.top.seed)
+    of: dict[str, dict[str, tuple[Prepared, ...]]] = {}
+    for site in sorted({case.site for case in kept}):
+        mine = [replace(ready[c.name], site=site) for c in kept if c.site == site]
+        of[site] = {name: tuple(p for p in mine if part[p.name] == name) for name in SPLITS}
+    rows = []
+    for site, splits in of.items():
+        n = [len(splits[name]) for name in SPLITS]
+        lost = tuple(left.reasons.get(site, ()))
+        rows.append(SiteRow(site, sum(n) + len(lost), sum(n), n[0], n[1], n[2], about.get(site, ""), lost))
+    if file.partition.how != "true":
+        notes += (f"The sites are simulated: cases were dealt to them by {file.partition.how}.",)
+    strangers = [(site, reason) for site, reasons in left.reasons.items() if site not in of for reason in reasons]
+    notes += tuple(f"Case {name} of {site} was left out: {why}" for site, (name, why) in strangers)
+    return Cases(*read_as, of, tuple(rows), notes)
+
+
+def fingerprint(facts: Mapping[str, Any]) -> str:
+    """SHA-256 of what the data add to a study; a run goes on only with the same."""
+    return digest(facts)

@@ -1,0 +1,293 @@
+"""A study file: every mistake is named by file and line; equal studies have equal hashes; a study builds and runs."""
+
+import json
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fedscan.run import Problem
+from fedscan.studyfile import again, build, load, read_cases
+from fedscan.studyfile.places import lines_of
+from tinystudy import write_scans, write_study
+
+torch.set_num_threads(1)
+
+BASE = """\
+name = "balls"
+seed = 3
+
+[data]
+cases = "scans"
+grid = [16, 16, 16]
+
+[data.partition]
+how = "true"
+
+[task]
+labels = {ball = 1, rim = [2, 3]}
+
+[method]
+name = "fedprox"
+mu = 0.1
+
+[model]
+name = "unet"
+preset = "tiny"
+
+[train]
+rounds = 2
+lr = 0.1
+
+[run]
+silent = {east = [2]}
+"""
+
+
+def study(tmp_path: Path, text: str = BASE, *overrides: str, **more: Any) -> Any:
+    path = tmp_path / "study.toml"
+    path.write_text(text)
+    return load(path, overrides, **more)
+
+
+def refused(tmp_path: Path, old: str, new: str) -> str:
+    """What is said where ``old`` of the good study is ``new``; the sentence begins with file and line."""
+    assert old in BASE
+    text = BASE.replace(old, new)
+    with pytest.raises(Problem) as e:
+        study(tmp_path, text)
+    said = str(e.value)
+    assert said.startswith(f"{tmp_path / 'study.toml'}, line ")
+    assert "\n" not in said
+    line = int(re.search(r", line (\d+)", said)[1])
+    changed = new.strip().split("\n")[-1]
+    assert changed in text.split("\n")[line - 1], f"line {line} is not where {changed!r} stands"
+    return said.split(": ", 1)[1]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("rounds = 2", "ronds = 2", "[train] has no key 'ronds' (was 'rounds' meant?); known keys: optimiser, lr, "),
+        ("seed = 3", "sede = 3", "a study has, outside its tables, no key 'sede' (was 'seed' meant?)"),
+        ("seed = 3", "epochs = 3", "no key 'epochs' (it belongs in [train])"),
+        ("how = ", "howw = ", "[data.partition] has no key 'howw' (was 'how' meant?)"),
+        ("mu = 0.1", "nu = 0.1", "[method] has no key 'nu'"),
+        ('preset = "tiny"', 'widht = "tiny"', "[model] has no key 'widht' (was 'widths' meant?)"),
+        ("[train]", "[trian]", "no key 'trian' (was 'train' meant?)"),
+        ("lr = 0.1", 'lr = "fast"', 'train.lr = "fast", but a number above 0 belongs there.'),
+        ("lr = 0.1", "lr = true", "train.lr = true, but a number above 0 belongs there."),
+        ("lr = 0.1", "lr = nan", "train.lr = NaN, but a number above 0 belongs there."),
+        ("rounds = 2", "rounds = 2.5", "train.rounds = 2.5, but a whole number of at least 1 belongs there."),
+        ("rounds = 2", "rounds = 0", "train.rounds = 0, but a whole number of at least 1 belongs there."),
+        ("lr = 0.1", "momentum = 1", "train.momentum = 1, but a number of at least 0 and below 1 belongs there."),
+        ("lr = 0.1", 'optimiser = "adma"', 'but one of "sgd", "adam", "adamw" belongs there (was \'adam\' meant?)'),
+        ("lr = 0.1", "optimiser = 3", 'but one of "sgd", "adam", "adamw" belongs there.'),
+        ('how = "true"', 'how = "dirichelt"', "(was 'dirichlet' meant?)"),
+        ('name = "fedprox"', 'name = "fedporx"', "(was 'fedprox' meant?)"),
+        ("mu = 0.1", "mu = -1", "method.mu = -1, but a number of at least 0 belongs there."),
+        ("mu = 0.1", 'mu = "much"', 'method.mu = "much", but a number of at least 0 belongs there.'),
+        ("mu = 0.1", "clients = 0", "method.clients = 0, but a whole number of at least 1 belongs there."),
+        ('name = "unet"', 'name = "umet"', "(was 'unet' meant?)"),
+        ('preset = "tiny"', 'preset = "tinny"', "but one of paper, small, tiny belongs there (was 'tiny' meant?)"),
+        ('preset = "tiny"', "widths = [4, 2.5]", "must be a list whose entries are each a whole number"),
+        ("grid = [16, 16, 16]", "grid = [16, 16]", "but a list of 3, each a whole number of at least 1, belongs"),
+        ("grid = [16, 16, 16]", "grid = 16", "but a list of 3, each a whole number of at least 1, belongs"),
+        ("rim = [2, 3]", "rim = 0", "task.labels.rim = 0, but for each name a whole number above 0"),
+        ("silent = {east = [2]}", "silent = {east = 2}", "run.silent.east = 2, but for each name a list"),
+        ("silent = {east = [2]}", 'device = "gpu"', 'but "cpu", "cuda", "cuda:N" or "auto" belongs there'),
+        ("lr = 0.1", "lr = ", "this is not TOML"),
+        ("lr = 0.1", "rounds = 3", "this is not TOML"),
+        ("[run]", "[data.augmentation]", "[data.augmentation] has no key 'silent' (it belongs in [run])"),
+    ],
+)
+def test_mistakes_are_named(tmp_path: Path, old: str, new: str, said: str) -> None:
+    if new == "[data.augmentation]":  # the fault is in the line below
+        with pytest.raises(Problem, match="line 27") as e:
+            study(tmp_path, BASE.replace(old, new))
+        assert said in str(e.value)
+    elif said == "this is not TOML":
+        with pytest.raises(Problem, match=r"line 2\d, column \d+: this is not TOML"):
+            study(tmp_path, BASE.replace(old, new))
+    else:
+        assert said in refused(tmp_path, old, new)
+
+
+def test_settings_that_contradict_each_other_are_named(tmp_path: Path) -> None:
+    with pytest.raises(Problem, match=r"line 29: \[data.augmentation\]: scale must be \(low, high\)"):
+        study(tmp_path, BASE + "\n[data.augmentation]\nscale = [2.0, 1.0]\n")
+    with pytest.raises(Problem, match=r"\[train\] does not suit local-only"):
+        study(
+            tmp_path, BASE.replace('"fedprox"\nmu = 0.1', '"local-only"').replace("lr =", 'moments = "averaged"\nlr =')
+        )
+
+
+def test_files_that_are_no_study(tmp_path: Path) -> None:
+    with pytest.raises(Problem, match="no such file"):
+        load(tmp_path / "none.toml")
+    with pytest.raises(Problem, match="is a directory"):
+        load(tmp_path)
+    (tmp_path / "bytes.toml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(Problem, match="not UTF-8"):
+        load(tmp_path / "bytes.toml")
+    for text, said in (("train = 3", "a table, [train],"), ("[[train]]\nlr = 1", "a table, [train],")):
+        with pytest.raises(Problem, match=re.escape(said)):
+            study(tmp_path, text)
+
+
+def test_overrides(tmp_path: Path) -> None:
+    made = study(tmp_path, BASE, "train.rounds=5", "train.optimiser=adam", 'data.require=["t1"]')
+    assert (made.rounds, made.step.optimiser, made.data.require) == (5, "adam", ("t1",))
+    for override, said in (
+        ("train.rouns=3", "--set train.rouns: [train] has no key 'rouns' (was 'rounds' meant?)"),
+        ("train.rounds=x", '--set train.rounds: train.rounds = "x", but a whole number'),
+        ("train.rounds", "--set train.rounds: table.key=value was meant"),
+        ("seed.x=1", "--set seed.x=1: seed is a value"),
+    ):
+        with pytest.raises(Problem) as e:
+            study(tmp_path, BASE, override)
+        assert said in str(e.value)
+
+
+def test_another_method_by_override_has_its_own_hyperparameters(tmp_path: Path) -> None:
+    text = BASE + "\n[methods.fedavgm]\nbeta = 0.5\n"
+    assert study(tmp_path, text).method_options["mu"] == 0.1
+    assert study(tmp_path, text, "method.name=fedavg").method_options.keys() == {"clients", "weights"}
+    assert study(tmp_path, text, "method.name=fedavgm").method_options["beta"] == 0.5
+    assert study(tmp_path, text).by("fedavgm").method_options["beta"] == 0.5
+    with pytest.raises(Problem, match=r"line 30: \[methods.fedavgm\] has no key 'bta' \(was 'beta' meant\?\)"):
+        study(tmp_path, text.replace("beta", "bta"))
+
+
+def test_the_card_names_the_model_and_the_moments(tmp_path: Path) -> None:
+    text = BASE.replace('name = "unet"\n', "").replace('"fedprox"\nmu = 0.1', '"fedsegnet"')
+    made = study(tmp_path, text)
+    assert made.model == "fedsegnet"
+    assert made.model_options["grid"] == [16, 16, 16]  # of the study, not of the preset
+    assert study(tmp_path, BASE).model == "unet"
+    assert study(tmp_path, BASE, "method.name=local-only").step.moments == "kept"
+    assert study(tmp_path, BASE, "method.name=local-only", "train.moments=reset").step.moments == "reset"
+
+
+def test_equal_studies_have_equal_hashes(tmp_path: Path) -> None:
+    first = study(tmp_path)
+    reordered = """# the same, written otherwise
+    seed = 0x3
+    name = 'balls'
+    train = {lr = 1e-1, rounds = 2, batch = 4}
+    method.mu = 0.10
+    method.name = "fedprox"
+    [model]
+    preset = "tiny"
+    [run]
+    silent.east = [
+       2,
+    ]
+    [task]
+    labels.ball = 1
+    labels.rim = [2, 3]
+    kind = "segmentation"
+    [data]
+    cases = "elsewhere"
+    grid = [
+      16, 16, 16]
+    """
+    assert study(tmp_path, reordered).hash == first.hash
+    assert again(json.loads(json.dumps(first.resolved())), tmp_path / "x.json").hash == first.hash
+    changes = ("seed=4", "train.lr=0.2", "method.mu=0.2", "run.threads=2", "run.mode=fast", "data.augment=false")
+    assert len({first.hash, *(study(tmp_path, BASE, change).hash for change in changes)}) == 7
+    for change in ("data.cases=other", 'run.baselines=["local-only"]'):
+        assert study(tmp_path, BASE, change).hash == first.hash
+
+
+def test_the_hash_knows_the_torch_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = study(tmp_path).hash
+    monkeypatch.setattr(torch, "__version__", "9.9.9")
+    assert study(tmp_path).hash != first
+
+
+def test_lines_of_awkward_toml() -> None:
+    text = 'a = """\n[no]\nb = 1\n"""\n"q.r" = 2 # c\n[x . y]\nz.w = [ # [no]\n  1,\n]\n'
+    text += "t = {u = 1, v = {s = 2}}\n[[l]]\nm = 1"
+    assert tomllib.loads(text)
+    assert lines_of(text) == {
+        ("a",): 1, ("q.r",): 5, ("x", "y"): 6, ("x", "y", "z"): 7, ("x", "y", "z", "w"): 7, ("x", "y", "t"): 10,
+        ("x", "y", "t", "u"): 10, ("x", "y", "t", "v"): 10, ("x", "y", "t", "v", "s"): 10, ("l",): 11, ("l", "m"): 12,
+    }  # fmt: skip
+
+
+def test_a_study_is_built_from_its_data(tmp_path: Path) -> None:
+    file = load(write_study(tmp_path))
+    cases = read_cases(file, tmp_path / "cache")
+    assert [(r.name, r.expected, r.used, r.train, r.validation, r.test) for r in cases.rows] == [
+        ("east", 5, 5, 3, 1, 1),
+        ("west", 5, 5, 3, 1, 1),
+    ]
+    made = build(file, cases)
+    assert (made.names, made.rounds, made.seed, made.hash) == (("east", "west"), 2, 1, file.hash)
+    batch, info = made.splits("west").test.case(0)
+    assert (batch.x.shape, batch.y.shape, info.site) == ((1, 1, 16, 16, 16), (1, 16, 16, 16), "west")
+    pooled = build(file.by("centralised"), cases)
+    assert pooled.names == ("pooled",)
+    assert sorted(pooled.splits("pooled").train.names) == sorted(
+        [*made.splits("east").train.names, *made.splits("west").train.names]
+    )
+    assert {p.site for p in pooled.splits("pooled").test.prepared} == {"east", "west"}
+
+
+def test_unusable_cases_are_left_out_with_their_reason_up_to_a_limit(tmp_path: Path) -> None:
+    path = write_study(tmp_path)
+    (tmp_path / "scans" / "east3_t1.nii").write_bytes(b"not an image")
+    cases = read_cases(load(path), tmp_path / "cache")
+    east = cases.rows[0]
+    assert (east.expected, east.used, [case for case, _ in east.left_out]) == (5, 4, ["east3"])
+    with pytest.raises(ValueError, match="1 of 10 cases cannot be used, where the study allows 0"):
+        read_cases(load(path, ["data.left_out_limit=0"]), tmp_path / "cache")
+
+
+def test_data_that_do_not_suit_the_study_are_named(tmp_path: Path) -> None:
+    path = write_study(tmp_path)
+    for change, said in (
+        ('data.sequences=["t2"]', 'data.sequences = "t2", but a sequence that the cases have (t1)'),
+        ('data.require=["t2"]', 'data.require = "t2"'),
+        ('data.sites=["north"]', 'data.sites = "north", but a site of the data (east, west)'),
+        ("data.partition.how=quantity", "[data.partition] lacks 'sites'"),
+        ("data.fractions=[0.5, 0.1, 0.1]", "three parts (train, validation, test) that sum to 1"),
+        ("data.spacing=[1, 1, 1]", "grid and spacing exclude each other"),
+    ):
+        with pytest.raises((Problem, ValueError)) as e:
+            read_cases(load(path, [change]), tmp_path / "cache")
+        assert said in str(e.value)
+    cases = read_cases(load(path), tmp_path / "cache")
+    for change, said in (
+        ("run.silent.north=[1]", 'run.silent.north = "north", but a site (east, west)'),
+        ("scores.tolerance.bal=1.0", "a label (ball) belongs there (was 'ball' meant?)"),
+        ("model.widths=[4]", "[model]: widths must be two or more"),
+    ):
+        with pytest.raises(Problem) as e:
+            build(load(path, [change]), cases)
+        assert said in str(e.value)
+
+
+def test_regions_are_scored_and_their_values_learned_apart(tmp_path: Path) -> None:
+    path = write_study(tmp_path)
+    path.write_text(path.read_text().replace("{ball = 1}", "{ball = [1, 4], rim = 4}"))
+    file = load(path)
+    cases = read_cases(file, tmp_path / "cache")
+    task: Any = build(file, cases).task
+    assert (task.classes, dict(task.labels)) == (3, {"ball": (1, 2), "rim": 2})
+    assert cases.recipe.labels == {1: 1, 4: 2}
+
+
+@pytest.mark.parametrize("how", ["quantity", "dirichlet", "intensity", "lesion-size"])
+def test_simulated_sites(tmp_path: Path, how: str) -> None:
+    write_scans(tmp_path / "scans", ("all",), 10)
+    path = write_study(tmp_path)
+    made = load(path, [f"data.partition.how={how}", "data.partition.sites=2"])
+    cases = read_cases(made, tmp_path / "cache")
+    assert cases.sites == ("site-1", "site-2")
+    assert sum(row.used for row in cases.rows) == 10
+    assert any("simulated" in note for note in cases.notes)
