@@ -316,8 +316,6 @@ def check_bytes(entry: Entry[Any], bench: Bench) -> None:
         leaves = parcel.nbytes - len(parcel.header)
         frame = expected // 256 + 32  # what zstd adds where there is nothing to gain
         assert leaves <= expected + frame, f"{leaves} bytes, and the card says {expected}"
-            f"{leaves} bytes, and the card says {expected}"
-        )  # zstd's frame
         if options.get("bits", 32) == 32 and options.get("fraction", 1) == 1:
             assert leaves == expected, f"{leaves} bytes, and the card says {expected}"
         assert len(parcel.header) < 400 + 200 * len(weights) * 2
