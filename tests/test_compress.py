@@ -142,7 +142,7 @@ def test_largest_is_exact_and_takes_the_first_of_equals(values: list[float], dat
     assert np.array_equal(largest(x, k), by_sorting(x, k))
 
 
-@pytest.mark.parametrize("shape", ["tails", "flat", "zeros", "few", "steps", "periodic", "spike"])
+@pytest.mark.parametrize("shape", ["tails", "flat", "zeros", "few", "steps", "periodic", "spike", "sampled"])
 def test_largest_is_exact_on_long_leaves_of_any_shape(shape: str) -> None:
     n, g = 400_003, np.random.default_rng(0)
     shapes: dict[str, Callable[[], np.ndarray]] = {
@@ -152,6 +152,7 @@ def test_largest_is_exact_on_long_leaves_of_any_shape(shape: str) -> None:
         "few": lambda: np.where(np.arange(n) % 1000 == 7, g.normal(size=n), 0.0),
         "steps": lambda: g.integers(-5, 6, n),
         "periodic": lambda: np.where(np.arange(n) % 27 == 13, 1.0, 1e-3) * g.normal(size=n),
+        "sampled": lambda: np.where(np.arange(n) % 23 == 0, 100.0, 0.01) * g.normal(size=n),  # the guess is far off
         "spike": lambda: np.where(np.arange(n) < 5000, 100.0, 0.01) * g.normal(size=n),
     }
     x = shapes[shape]().astype(np.float32)
@@ -242,7 +243,7 @@ def test_any_finite_update_comes_back_finite(
     assert decoded.isfinite().all()
     assert residual["w"].isfinite().all()
     assert torch.equal(residual["w"], new["w"].float() - decoded.float())
-    assert decoded.float().abs().max() <= new["w"].float().abs().max() * (1 + 2**-7)
+    assert decoded.float().abs().max() <= new["w"].float().abs().max() * (1 + 2**-7) + 2.0**-126  # the least step
 
 
 def test_the_largest_values_a_leaf_can_hold_do_not_overflow() -> None:
