@@ -5,6 +5,7 @@ receiver makes it from its own study, so that no size in a message is ever belie
 """
 
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -33,21 +34,21 @@ class Number:
             return
         if isinstance(value, bool) or not isinstance(value, int if self.whole else int | float):
             raise Refused(f"{where} should be a {'whole ' if self.whole else ''}number, not {brief(value)}")
-        if not math.isfinite(value):
+        if value != value or abs(value) > sys.float_info.max:  # a whole number may be too large for a float
             raise Refused(f"{where} is not finite")
         if not self.low <= value <= self.high:
-            raise Refused(f"{where} is {value}, outside {self.low} to {self.high}")
+            raise Refused(f"{where} is {brief(value)}, outside {self.low} to {self.high}")
 
 
 @dataclass(frozen=True)
 class Text:
-    """Text of at most ``limit`` characters."""
+    """Text of at most ``limit`` characters, all of them printable, so that it can go into any table and terminal."""
 
     limit: int = 200
 
     def check(self, value: Any, where: str) -> None:
-        if not isinstance(value, str) or len(value) > self.limit:
-            raise Refused(f"{where} should be text of at most {self.limit} characters, not {brief(value)}")
+        if not isinstance(value, str) or len(value) > self.limit or not value.isprintable():
+            raise Refused(f"{where} should be text of at most {self.limit} printable characters, not {brief(value)}")
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Leaves:
             raise Refused(f"{where} should be weights, not {brief(value)}")
         if value.keys() != self.schema.keys():
             odd = sorted(value.keys() ^ self.schema.keys())[0]
-            raise Refused(f"{where} {'holds an unknown' if odd in value else 'lacks the'} leaf {odd!r}")
+            raise Refused(f"{where} {'holds an unknown' if odd in value else 'lacks the'} leaf {odd[:80]!r}")
         for name, leaf in self.schema.items():
             got = value[name]
             if tuple(got.shape) != leaf.shape or got.dtype != leaf.dtype or value.kinds[name] != leaf.kind:
@@ -148,11 +149,12 @@ class Group:
                 raise Refused(f"{where} lacks {name!r}")
         rest = [name for name in value if name not in self.entries]
         if rest and self.others is None:
-            raise Refused(f"{where} holds {rest[0]!r}, which was not asked for")
+            raise Refused(f"{where} holds {rest[0][:80]!r}, which was not asked for")
         if len(rest) > 64:
             raise Refused(f"{where} holds {len(rest)} further entries; at most 64 are allowed")
         for name in rest:
             assert self.others is not None
+            Text(64).check(name, f"{where}: the name of an entry")
             self.others.check(value[name], f"{where}: {name}")
 
 
@@ -172,4 +174,6 @@ def brief(value: Any) -> str:
         return f"a {value.dtype} tensor of shape {tuple(value.shape)}"
     if isinstance(value, Mapping | list):
         return f"a {type(value).__name__.lower()} of {len(value)}"
-    return repr(value)[:40]
+    if isinstance(value, int) and abs(value) > 10**40:
+        return "a very large number"
+    return repr(value[:40] if isinstance(value, str) else value)[:40]

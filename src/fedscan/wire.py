@@ -40,6 +40,7 @@ LETTER_OF = {kind: letter for letter, kind in LETTERS.items()}
 Buffer = np.ndarray[Any, np.dtype[np.uint8]]
 HEADER_LIMIT = 32 << 20  # bytes; the header of a model of 100,000 leaves takes a third of it
 DEPTH_LIMIT = 32
+WHOLE = range(-(2**63), 2**64)  # the whole numbers that travel: those of 64 bits
 
 
 @dataclass(frozen=True)
@@ -81,8 +82,8 @@ class Parcel:
 def pack(message: Mapping[str, Any]) -> Parcel:
     """Makes a message ready to travel.
 
-    Raises TypeError naming the entry that cannot travel: only weights, tensors, numbers, text, truth values, None,
-    and mappings and lists of those do.
+    Raises TypeError naming the entry that cannot travel: only weights, tensors, finite numbers, whole numbers of up
+    to 64 bits, text, truth values, None, and mappings and lists of those do, nested at most 32 deep.
     """
     entries: dict[str, Any] = {}
     leaves: list[Tensor] = []
@@ -97,7 +98,9 @@ def pack(message: Mapping[str, Any]) -> Parcel:
         offset = end
         leaves.append(leaf.detach())
 
-    def walk(node: Any, path: str) -> Any:
+    def walk(node: Any, path: str, depth: int) -> Any:
+        if depth > DEPTH_LIMIT:
+            raise TypeError(f"{path[:80]}: what is nested deeper than {DEPTH_LIMIT} cannot travel")
         if isinstance(node, Weights):
             for name, leaf in node.items():
                 place(f"{path}/{name}", leaf)
@@ -109,28 +112,32 @@ def pack(message: Mapping[str, Any]) -> Parcel:
             for key in node:
                 if not isinstance(key, str) or key.startswith("$") or "/" in key:
                     raise TypeError(f"{path}: {key!r} cannot name an entry of a message")
-            return {key: walk(value, f"{path}/{key}") for key, value in node.items()}
-        if isinstance(node, list | tuple):
-            return [plain(value, path) for value in node]
-        return plain(node, path)
+            return {key: walk(value, f"{path}/{key}", depth + 1) for key, value in node.items()}
+        return plain(node, path, depth)
 
-    tree = walk(message, "")
+    tree = walk(message, "", 0)
     entries["__metadata__"] = {"message": dumps(tree)}
     header = dumps(entries).encode()
     header += b" " * (-len(header) % 8)
     return Parcel(len(header).to_bytes(8, "little") + header, tuple(leaves))
 
 
-def plain(value: Any, path: str) -> Any:
+def plain(value: Any, path: str, depth: int = 0) -> Any:
     """A number, text, truth value, None, or a list of those, as JSON takes it."""
-    if value is None or isinstance(value, bool | int | str):
+    if value is None or isinstance(value, bool | str):
+        return value
+    if isinstance(value, int):
+        if value not in WHOLE:
+            raise TypeError(f"{path}: a whole number of more than 64 bits cannot travel")
         return value
     if isinstance(value, float):
         if not math.isfinite(value):
             raise TypeError(f"{path}: a number that is not finite cannot travel; send None where it is undefined")
         return value
     if isinstance(value, list | tuple):
-        return [plain(v, path) for v in value]
+        if depth >= DEPTH_LIMIT:
+            raise TypeError(f"{path[:80]}: what is nested deeper than {DEPTH_LIMIT} cannot travel")
+        return [plain(v, path, depth + 1) for v in value]
     raise TypeError(f"{path}: a {type(value).__name__} cannot travel; send weights, tensors, numbers or text")
 
 
@@ -203,48 +210,59 @@ def read_header(buffer: Buffer) -> tuple[dict[str, Any], Any, int]:
     if length > min(HEADER_LIMIT, len(buffer) - 8):
         raise Refused(f"the message announces a header of {length} bytes and has {len(buffer) - 8}")
     header = loads(buffer[8 : 8 + length].tobytes())
-    if not isinstance(header, dict) or not isinstance(header.get("__metadata__"), dict):
-        raise Refused("the message's header is not that of a message")
-    text = header.pop("__metadata__").get("message")
-    if not isinstance(text, str):
-        raise Refused("the message's header lacks its announcement")
+    match header:
+        case {"__metadata__": {"message": str(text)} as about} if len(about) == 1:
+            del header["__metadata__"]
+        case _:
+            raise Refused("the message's header lacks its announcement")
     offset, available = 0, len(buffer) - 8 - length
     for path, entry in header.items():
         offset = check_entry(path, entry, offset, available)
     if offset != available:
         raise Refused(f"the message carries {available} bytes of leaves and announces {offset}")
-    return header, loads(text.encode()), 8 + length
+    return header, loads(text), 8 + length
 
 
 def check_entry(path: str, entry: Any, offset: int, available: int) -> int:
     """Checks one leaf's entry, which should start at ``offset``; returns where it ends."""
     match entry:
-        case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(begin), int(end)]} if len(entry) == 3:
+        case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [begin, end]} if len(entry) == 3:
             pass
         case _:
             raise Refused(f"leaf {path[:80]!r} is not described by dtype, shape and offsets")
     if dtype not in DTYPES:
         raise Refused(f"leaf {path[:80]!r} has the unknown dtype {dtype[:20]!r}")
-    if len(shape) > 8 or any(type(n) is not int or n < 0 for n in shape):
-        raise Refused(f"leaf {path[:80]!r} has no proper shape")
+    if len(shape) > 8 or any(type(n) is not int or n < 0 for n in (*shape, begin, end)):
+        raise Refused(f"leaf {path[:80]!r} has no proper shape or offsets")
+    if math.prod(n or 1 for n in shape) > 2**56:  # such a leaf may be empty, yet has no strides
+        raise Refused(f"leaf {path[:80]!r} has the impossible shape {shape}")
     size = math.prod(shape) * DTYPES[dtype].itemsize
     if begin != offset or end - begin != size or end > available:
         raise Refused(f"leaf {path[:80]!r} should take bytes {offset} to {offset + size}, and claims {begin} to {end}")
     return int(end)
 
 
-def loads(text: bytes) -> Any:
-    """Parses JSON that someone else wrote. Raises Refused for anything but plain, finite JSON."""
+def loads(text: bytes | str) -> Any:
+    """Parses JSON that someone else wrote, in UTF-8. Raises Refused for anything but plain, finite JSON."""
     try:
-        return json.loads(text, parse_constant=_not_finite, object_pairs_hook=_once)
+        text = text if isinstance(text, str) else text.decode()
+        return json.loads(text, parse_int=_whole, parse_float=_finite, parse_constant=_finite, object_pairs_hook=_once)
     except Refused:
         raise
     except (ValueError, RecursionError) as e:
         raise Refused(f"the message's header is not proper JSON: {str(e)[:80]}") from e
 
 
-def _not_finite(name: str) -> Any:
-    raise Refused(f"the message's header holds {name}, which is not a number")
+def _whole(digits: str) -> int:
+    if len(digits) > 20 or int(digits) not in WHOLE:
+        raise Refused("the message's header holds a whole number of more than 64 bits")
+    return int(digits)
+
+
+def _finite(digits: str) -> float:
+    if not math.isfinite(number := float(digits)):
+        raise Refused(f"the message's header holds {digits[:20]}, which is not finite")
+    return number
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -264,17 +282,27 @@ class _Reader:
     def walk(self, node: Any, path: str, depth: int) -> Any:
         if depth > DEPTH_LIMIT:
             raise Refused(f"the message is nested deeper than {DEPTH_LIMIT}")
-        if isinstance(node, float) and not math.isfinite(node):
-            raise Refused(f"{path[:80]!r} is not finite")
+        if isinstance(node, list):
+            self.plain(node, path, depth)
         if not isinstance(node, dict):
             return node
-        if node.keys() == {"$t"}:
+        if node == {"$t": 0}:
             return self.leaf(path)
         if node.keys() == {"$w"}:
             return self.weights(node["$w"], path + "/")
         if any(key.startswith("$") or "/" in key for key in node):
             raise Refused(f"{path[:80]!r} holds an entry with an improper name")
         return {key: self.walk(value, f"{path}/{key}", depth + 1) for key, value in node.items()}
+
+    def plain(self, values: list[Any], path: str, depth: int) -> None:
+        """Checks that a list holds nothing but numbers, text, truth values, None and lists of those."""
+        if depth >= DEPTH_LIMIT:
+            raise Refused(f"the message is nested deeper than {DEPTH_LIMIT}")
+        for value in values:
+            if isinstance(value, dict):
+                raise Refused(f"{path[:80]!r} holds a mapping in a list")
+            if isinstance(value, list):
+                self.plain(value, path, depth + 1)
 
     def weights(self, letters: Any, prefix: str) -> Weights:
         if not isinstance(letters, str) or len(letters) > len(self.entries) - self.at:
