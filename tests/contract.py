@@ -9,7 +9,7 @@ import math
 import multiprocessing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import partial, wraps
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,10 +19,12 @@ from torch import Tensor, nn
 
 import segmentation_toy
 import toy
-from fedscan import wire
+from fedscan import trees, wire
+from fedscan.averaging import averaging, plain_train
 from fedscan.engines.local import Local
 from fedscan.method import Absent, Message, Method, Question, Replies, State, Tree, published
 from fedscan.methods.registry import Entry, get, methods
+from fedscan.parts.channel import Channel
 from fedscan.run import run
 from fedscan.schema import Kind, Weights
 from fedscan.site import Site, Splits, copy_of
@@ -271,13 +273,16 @@ def check_transfers(entry: Entry[Any], bench: Bench) -> None:
 
 
 def check_statistics_travel(entry: Entry[Any], bench: Bench) -> None:
-    """Running statistics that are published have moved away from where they began."""
+    """Where the card says that they travel, all running statistics are published, and have moved."""
+    if entry.card.normalisation.startswith("stays at each site"):
+        return
     desk = Desk(study_of(entry, bench, rounds=1))
-    state = desk.play()
-    start = copy_of(Desk(desk.study).predictor(desk.study.start(), desk.names[0]))
-    model = copy_of(desk.predictor(state, desk.names[0]))
-    moved = [not torch.equal(start[k], model[k]) for k in model.of(Kind.STATISTIC)]
-    assert all(moved), "running statistics were left behind"
+    state, start = desk.play(), desk.slots.first()
+    some = published(state, "cairo")["weights"]
+    for weights in [some] if isinstance(some, Weights) else some.values():
+        for k in start.of(Kind.STATISTIC):
+            assert k in weights, f"{k} does not travel"
+            assert not torch.equal(weights[k], start[k]), f"{k} was left behind"
 
 
 def check_home_stays(entry: Entry[Any], bench: Bench, private: set[str]) -> None:
@@ -321,6 +326,20 @@ def check_bytes(entry: Entry[Any], bench: Bench) -> None:
         assert len(parcel.header) < 400 + 200 * len(weights) * 2
 
 
+def check_moments(entry: Entry[Any], bench: Bench, step: Step) -> None:
+    """A method works with moments that are kept, averaged or travel, or its card refuses them by a sentence."""
+    try:
+        entry.card.admits(step)
+    except ValueError as e:
+        assert len(str(e)) > 40  # noqa: PT017
+        return
+    desk = Desk(study_of(entry, bench, step=step))
+    state = desk.play()
+    assert not desk.refused, desk.refused
+    assert finite(state)
+    assert digest(state) != digest(desk.study.start())
+
+
 def check_privacy(entry: Entry[Any]) -> None:
     """The card's class of data is that of the most telling question."""
     from fedscan.method import PRIVACY
@@ -340,7 +359,39 @@ def check_hands_on(entry: Entry[Any], bench: Bench) -> None:
     assert toy.same(dict(tour[-1].reply["weights"]), dict(state["weights"]))
 
 
-def method_of(entry: Entry[Any], change: Callable[[Method], Method]) -> Entry[Any]:
+def check_alone(entry: Entry[Any], bench: Bench, desk: type[Desk] = Desk) -> None:
+    """Every site's model is that of the site in a study by itself."""
+    together = desk(study_of(entry, bench)).play()
+    for name in toy.NAMES:
+        alone = desk(study_of(entry, bench, names=(name,))).play()
+        assert toy.same(dict(together["for"][name]), dict(alone["for"][name])), f"{name} is not alone"
+
+
+def check_site_feedback(channel: Channel, desk: type[Desk] = Desk) -> None:
+    """What a site's updates add up to is what the server decoded and what the site still holds."""
+    made: list[Weights] = []
+
+    def keeping(site: Site, model: nn.Module, message: Message) -> Tree:
+        before = copy_of(model)
+        report = plain_train(site, model, message)
+        made.append(trees.sub(copy_of(model), before).of(Kind.PARAMETER))
+        return report
+
+    table = desk(toy.study(averaging(keeping, channel=channel), names=("cairo",), rounds=4))
+    table.play()
+    schema = table.study.start()["weights"].schema
+    for leaf in made[0]:
+        sent = sum(channel.decode(a.reply["update"], schema)[leaf] for a in table.asked)
+        held = table.memory["cairo"]["rest"][leaf]
+        torch.testing.assert_close(sent + held, sum(m[leaf] for m in made), rtol=1e-4, atol=1e-5)
+
+
+def faulty(entry: Entry[Any], change: Callable[[Method], Method]) -> Entry[Any]:
     """The entry with a fault planted in the method it makes."""
     make: Any = entry.function
-    return replace(entry, function=lambda **options: change(make(**options)))
+
+    @wraps(make)
+    def planted(**options: Any) -> Method:
+        return change(make(**options))
+
+    return replace(entry, function=planted)

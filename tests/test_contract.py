@@ -1,6 +1,7 @@
 """Every method of the registry keeps every promise; a new one is tested without a line written here."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch
 import contract
 from contract import BENCHES
 from fedscan.methods.registry import get, methods
+from fedscan.step import Step
 
 torch.set_num_threads(1)
 NAMES = list(methods())
@@ -74,6 +76,15 @@ def test_refuses_strangers(name: str) -> None:
 @every_method
 def test_bytes(name: str, bench: str) -> None:
     contract.check_bytes(get(name), BENCHES[bench])
+
+
+@pytest.mark.parametrize("moments", ["kept", "averaged", "travels"])
+@pytest.mark.parametrize("optimiser", ["sgd", "momentum", "adam"])
+@every_method
+def test_moments(name: str, optimiser: str, moments: Any) -> None:
+    kind: Any = "adam" if optimiser == "adam" else "sgd"
+    step = Step(kind, 0.01, 0.9 if optimiser == "momentum" else 0.0, batch=4, moments=moments)
+    contract.check_moments(get(name), BENCHES["3D instance"], step)
 
 
 @every_method

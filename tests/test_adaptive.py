@@ -1,0 +1,279 @@
+"""FedSegNet's weights and coded updates: every factor by hand, every bound kept, nothing lost over rounds."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import toy
+from canned import KINDS, Reply, leaves, rounds, update, w
+from contract import Desk, check_site_feedback
+from fedscan.averaging import mean
+from fedscan.compress import Codec
+from fedscan.method import Method, State
+from fedscan.methods.registry import get
+from fedscan.parts import adaptive
+from fedscan.parts.channel import sparse, whole
+from fedscan.parts.share import parameters
+from fedscan.schema import Kind, Weights
+from fedscan.site import Splits
+
+torch.set_num_threads(1)
+
+# -- FedSegNet's weights ---------------------------------------------------------------------------------------------
+
+SITES: dict[str, Reply] = {
+    "a": update([3.0, 4.0], 10, dice=0.9, hd95=5.0, diversity=0.8),  # length 5
+    "b": update([0.0, 10.0], 30, dice=0.5, hd95=20.0, diversity=0.2),  # length 10
+    "c": update([0.0, 5.0], 20, dice=0.7, hd95=10.0, diversity=1.0),  # length 5
+}
+FREE = {"w_min": 0.0, "w_max": 1.0, "ema": 0.0}
+
+
+def shares_of(sites: Mapping[str, Reply], state: State | None = None, **options: Any) -> dict[str, float]:
+    found = adaptive.adaptive(**{**FREE, **options})(sites, state or {})
+    return {name: s / math.fsum(found.values()) for name, s in found.items()}
+
+
+def test_adaptive_weights_by_numpy() -> None:
+    n, dice, hd95 = np.array([10.0, 30, 20]), np.array([0.9, 0.5, 0.7]), np.array([5.0, 20, 10])
+    d, even = np.array([5.0, 10, 5]) / 5.0, np.array([0.8, 0.2, 1.0])
+    q = 0.3 * dice + 0.7 * np.exp(-hd95 / 8)
+    s = n**0.5 * (q / q.mean()) ** 2 * np.exp(-1.5 * np.maximum(0, d - 1)) * (1 + 0.7 * even)
+    found = shares_of(SITES, a=0.3, h=8.0, alpha=2.0, beta=1.5, gamma=0.7, c=0.5)
+    assert list(found.values()) == pytest.approx((s / s.sum()).tolist())
+
+
+def test_adaptive_weights_reach_the_model() -> None:
+    """Only the quality counts, and only b's is not zero: the model moves by b's update."""
+    poor = {"dice": 0.0, "hd95": None}
+    said = {**SITES, "a": {**SITES["a"], **poor}, "c": {**SITES["c"], **poor}}
+    options = {"alpha": 1.0, "beta": 0.0, "gamma": 0.0, "fraction": 1.0, "bits": 32, **FREE}
+    assert w(rounds(get("fedsegnet").make(options), said)) == [1.0, 9.0]
+
+
+def test_every_factor_can_be_switched_off() -> None:
+    off = {"alpha": 0.0, "beta": 0.0, "gamma": 0.0}
+    exact = adaptive.adaptive(**{**FREE, **off})(SITES, {})
+    assert exact == {"a": 10.0, "b": 30.0, "c": 20.0}  # cases, to the bit
+    assert list(shares_of(SITES, **off, c=0.0).values()) == pytest.approx([1 / 3] * 3)
+    assert shares_of(SITES, beta=0.0, gamma=0.0, c=0.0)["a"] > 1 / 3  # quality alone
+    assert shares_of(SITES, alpha=0.0, gamma=0.0, c=0.0)["b"] < 1 / 3  # divergence alone
+    assert shares_of(SITES, alpha=0.0, beta=0.0, c=0.0)["c"] > 1 / 3  # diversity alone
+
+
+def test_divergence_only_is_equation_17() -> None:
+    method = get("fedsegnet").make({"aggregation": "divergence-only", "beta": 1.0, **FREE, "fraction": 1.0, "bits": 32})
+    plain = {name: {"update": r["update"], "cases": r["cases"]} for name, r in SITES.items()}
+    state = rounds(method, plain)
+    e = math.exp(-1)
+    assert state["shares"] == pytest.approx({"a": 1 / (2 + e), "b": e / (2 + e), "c": 1 / (2 + e)})
+
+
+def test_weight_falls_with_divergence() -> None:
+    found = []
+    for factor in (1.0, 1.5, 2.0, 5.0, 50.0):
+        b = update([0.0, 5.0 * factor], 30, dice=0.5, hd95=20.0, diversity=0.2)
+        found.append(shares_of({**SITES, "b": b})["b"])
+    assert found == sorted(found, reverse=True)
+    assert len(set(found)) == len(found)
+
+
+def test_direction_counts_where_asked() -> None:
+    """b goes against the others: 1 - cos = 2 for it, and its weight falls further."""
+    said = {n: update([1.0 if n != "b" else -1.0, 0.0], 1) for n in "abc"}
+    options = {"alpha": 0.0, "gamma": 0.0}
+    assert shares_of(said, **options)["b"] == pytest.approx(1 / 3)
+    d = adaptive.divergences(said, cosine=True)
+    assert d["b"] == pytest.approx(3.0)  # the others' sum is (2, 0)
+    assert shares_of(said, **options, cosine=True)["b"] < 1 / 3
+
+
+def test_a_site_without_dice_takes_the_mean_of_the_others() -> None:
+    said = {**SITES, "b": {**SITES["b"], "dice": None, "hd95": 10.0}}
+    same = {**SITES, "b": {**SITES["b"], "dice": 0.8, "hd95": 10.0}}
+    assert shares_of(said) == shares_of(same)
+    blind = {name: {**r, "dice": None, "hd95": None} for name, r in SITES.items()}
+    assert shares_of(blind) == pytest.approx(shares_of(SITES, alpha=0.0))
+
+
+def test_no_quality_anywhere_is_no_quality_factor() -> None:
+    lost = {name: {**r, "dice": 0.0, "hd95": None} for name, r in SITES.items()}
+    assert shares_of(lost) == pytest.approx(shares_of(SITES, alpha=0.0))
+
+
+def test_nobody_moved() -> None:
+    still = {name: {**r, "update": leaves([0.0, 0.0])} for name, r in SITES.items()}
+    assert shares_of(still) == pytest.approx(shares_of(SITES, beta=0.0))
+
+
+def test_shares_are_smoothed_over_rounds() -> None:
+    now = shares_of(SITES)
+    last = {"a": 0.2, "b": 0.5, "c": 0.3}
+    found = shares_of(SITES, {"shares": last}, ema=0.25)
+    assert found == pytest.approx({n: 0.25 * last[n] + 0.75 * now[n] for n in now})
+
+
+def test_bounds_by_hand() -> None:
+    """(0.90, 0.06, 0.04) within 0.1 and 0.6: a takes 0.6; 0.4 is left in the ratio 6 : 4."""
+    found = adaptive.bounded({"a": 0.90, "b": 0.06, "c": 0.04}, 0.1, 0.6)
+    assert found == pytest.approx({"a": 0.6, "b": 0.24, "c": 0.16})
+    assert adaptive.bounded({"a": 5.0}, 0.02, 0.6) == {"a": 1.0}  # alone, 0.6 cannot be kept
+    assert adaptive.bounded({"a": 1.0, "b": 0.0}, 0.1, 0.6) == pytest.approx({"a": 0.6, "b": 0.4})
+    assert adaptive.bounded({"a": 0.0, "b": 0.0}, 0.1, 0.6) == {"a": 0.5, "b": 0.5}
+
+
+@given(
+    st.lists(st.floats(0, 1e6), min_size=1, max_size=20),
+    st.floats(0, 0.2),
+    st.floats(0.2, 1),
+)
+def test_bounds_hold_after_renormalising(s: list[float], low: float, high: float) -> None:
+    found = list(adaptive.bounded({str(i): x for i, x in enumerate(s)}, low, high).values())
+    low, high = min(low, 1 / len(s)), max(high, 1 / len(s))
+    assert math.fsum(found) == pytest.approx(1)
+    assert all(low <= x <= high for x in found)
+    order = np.argsort(s, kind="stable")
+    assert (np.diff(np.array(found)[order]) >= 0).all()  # who had more has no less
+
+
+def test_server_adam_is_fedadam() -> None:
+    options = {"aggregation": "fedavg", "fraction": 1.0, "bits": 32, "server": "adam", "eta": 0.1}
+    said = {"a": update([0.5, -0.25], 3), "b": update([0.1, 0.2], 1)}
+    assert w(rounds(get("fedsegnet").make(options), said, said)) == w(
+        rounds(get("fedadam").make({"eta": 0.1}), said, said)
+    )
+
+
+def test_three_clients_per_round() -> None:
+    names = ("a", "b", "c", "d", "e")
+    desk = Desk(toy.study(get("fedsegnet").make({"clients": 3}), names=names))
+    desk.play()
+    per_round = [{a.turn.site for a in desk.asked if a.turn.round == r} for r in (1, 2)]
+    assert [len(s) for s in per_round] == [3, 3]
+
+
+def corrupted(name: str) -> Splits:
+    """The toy's cases; at cairo, the training labels are turned round."""
+    splits = toy.data(name)
+    if name == "cairo":
+        splits.train.y = 1 - splits.train.y  # type: ignore[attr-defined]
+    return splits
+
+
+def check_corrupt_site_loses_weight(method: Method) -> None:
+    """A site with spoiled training labels falls below its share of cases within three rounds, and below its old one."""
+    study = toy.study(method, rounds=3)
+    before = Desk(study).play()["shares"]["cairo"]
+    after = Desk(replace(study, data=corrupted)).play()["shares"]["cairo"]
+    assert after < 80 / 192
+    assert after < before
+
+
+def test_a_corrupt_site_loses_weight() -> None:
+    check_corrupt_site_loses_weight(get("fedsegnet").make())
+
+
+def test_fedavg_does_not_see_a_corrupt_site() -> None:
+    with pytest.raises(AssertionError):
+        check_corrupt_site_loses_weight(get("fedavg").make())
+
+
+# -- what travels ----------------------------------------------------------------------------------------------------
+
+
+def check_feedback(fraction: float, bits: int, feedback: bool = True) -> None:
+    """Over rounds, what was sent and what is held back add up to all updates; statistics are sent whole."""
+    channel = sparse(fraction, bits, feedback)
+    draw = torch.Generator().manual_seed(0)
+    total, sent, rest = torch.zeros(40), torch.zeros(40), None
+    for _ in range(6):
+        new = Weights({"w": torch.randn(40, generator=draw), "var": torch.randn(3, generator=draw)}, KINDS)
+        blob, rest = channel.encode(new, rest, draw)
+        got = channel.decode(blob, new.schema)
+        assert torch.equal(got["var"], new["var"])
+        total, sent = total + new["w"], sent + got["w"]
+    assert rest is not None, "nothing is held back"
+    torch.testing.assert_close(sent + rest["w"], total, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("bits", [8, 16, 32])
+@pytest.mark.parametrize("fraction", [0.1, 0.5, 1.0])
+def test_nothing_is_lost_over_rounds(fraction: float, bits: int) -> None:
+    if (fraction, bits) == (1.0, 32):
+        assert sparse(fraction, bits) is whole
+    else:
+        check_feedback(fraction, bits)
+
+
+def test_eight_bits_are_off_by_half_a_step() -> None:
+    x = Weights({"w": torch.linspace(-3, 3, 101)})
+    blob, _ = sparse(1.0, 8).encode(x, None, torch.Generator())
+    assert float((sparse(1.0, 8).decode(blob, x.schema)["w"] - x["w"]).abs().max()) <= 3 / 127 / 2 + 1e-6
+
+
+def test_a_site_keeps_what_it_held_back() -> None:
+    check_site_feedback(sparse(0.1, 8))
+
+
+def test_the_way_down_is_coded_too() -> None:
+    """With 8 bits down, the second round sends a change, and every site holds the server's base, bit for bit."""
+    options = {"down_fraction": 1.0, "down_bits": 8, "fraction": 1.0, "bits": 32}
+    desk = Desk(toy.study(get("fedsegnet").make(options), rounds=3, silent={"bergen": (2,)}))
+    state = desk.play()
+    kinds = {(a.turn.round, a.turn.site): "change" in a.message for a in desk.asked}
+    assert kinds == {
+        (1, "amsterdam"): False, (1, "bergen"): False, (1, "cairo"): False,
+        (2, "amsterdam"): True, (2, "cairo"): True,
+        (3, "amsterdam"): True, (3, "bergen"): False, (3, "cairo"): True,
+    }  # fmt: skip
+    for name in desk.names:
+        assert toy.same(dict(desk.memory[name]["base"]), dict(state["base"]))
+
+
+def test_a_damaged_message_is_refused() -> None:
+    channel, x = sparse(0.5, 8), leaves([1.0, 2.0])
+    blob, _ = channel.encode(x, None, torch.Generator())
+    spec = channel.gives(x.schema)
+    spec.check(blob, "the update")
+    blob[10] ^= 255
+    with pytest.raises(ValueError, match="the update cannot be decoded"):
+        spec.check(blob, "the update")
+
+
+def test_compressed_bytes() -> None:
+    """1,000 entries, a tenth of them in 8 bits: 100 values, 100 gaps and some, one count, one scale."""
+    assert 208 < Codec(0.1, 8).bound(Weights({"w": torch.zeros(1000)}).schema) < 240
+
+
+def test_norms_by_type_for_fedbn() -> None:
+    """On a net without batch norm, fedbn of batch norms only is FedAvg, bit for bit."""
+    import segmentation_toy
+
+    one, other = (
+        Desk(segmentation_toy.study(get(n).make(o), norm="instance")).play()
+        for n, o in (("fedbn", {"norms": "batch"}), ("fedavg", {}))
+    )
+    assert toy.same(dict(one["weights"]), dict(other["weights"]))
+
+
+def test_methods_combine() -> None:
+    """FedProx that sends its parameters only, in few bits, with equal weights: parts, not classes."""
+    from fedscan.methods.averages import fedprox
+    from fedscan.parts.weigh import equally
+
+    method = fedprox(mu=0.1, share=parameters, channel=sparse(0.5, 8), weigh=equally)
+    state = Desk(toy.study(method)).play()
+    assert set(state["weights"].kinds.values()) == {Kind.PARAMETER}
+
+
+def test_streamed_and_resident_means_agree() -> None:
+    trees = [leaves([float(i), 1.0 / (i + 1)]) for i in range(5)]
+    shares = [1.0, 2.0, 3.0, 0.5, 7.0]
+    assert toy.same(dict(mean(trees, shares)), dict(mean(iter(trees), shares)))

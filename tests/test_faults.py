@@ -1,0 +1,264 @@
+"""The tests are tested: each fault known from other codebases is planted, and the check that should see it does."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import contract
+import test_adaptive
+import test_equations
+import toy
+from contract import Desk, faulty
+from fedscan import trees
+from fedscan.averaging import averaging, mean
+from fedscan.method import Message, Method, Replies, Sites, State
+from fedscan.methods.registry import Entry, get
+from fedscan.methods.travelling import train_on
+from fedscan.parts.channel import sparse
+from fedscan.parts.extra import pull_to
+from fedscan.parts.share import everything, parameters
+from fedscan.parts.step import momentum, take
+from fedscan.parts.weigh import by_cases, equally
+from fedscan.schema import Kind, Weights
+from fedscan.site import Batch, Extra, Outputs, Site, load
+
+torch.set_num_threads(1)
+caught = pytest.raises(AssertionError)
+BENCH = contract.BENCHES["2D"]
+
+
+def instead(name: str, method: Method) -> Entry[Any]:
+    """The entry ``name``, whose function makes another method."""
+    return faulty(get(name), lambda _: method)
+
+
+# -- rings, layers, statistics ---------------------------------------------------------------------------------------
+
+
+def stays_put() -> Method:
+    """Each site trains a copy of its own, as FLamby's cyclic does since 2022; the last is called the result."""
+
+    def round(sites: Sites, state: State) -> State:
+        own = state.get("own") or dict.fromkeys(sites.names, state["weights"])
+        own = {n: sites.ask(train_on, {"weights": own[n]}, to=[n])[n]["weights"] for n in sites.names}
+        return {**state, "own": own, "weights": own[sites.names[-1]]}
+
+    return replace(get("cwt").make(), round=round)
+
+
+def test_a_ring_that_hands_nothing_on() -> None:
+    contract.check_learns(instead("cwt", stays_put()), BENCH)  # which is why nobody saw it
+    with caught:
+        contract.check_hands_on(instead("cwt", stays_put()), BENCH)
+
+
+def without_bn(model: nn.Module) -> frozenset[str]:
+    """Norm layers found by what they are called, as in PFLlib."""
+    return frozenset(name for name in everything(model) if "bn" not in name)
+
+
+@pytest.mark.parametrize("bench", contract.BENCHES)
+def test_fedbn_by_name(bench: str) -> None:
+    entry = instead("fedbn", averaging(share=without_bn))
+    norms = {"first.weight", "first.bias"}
+    contract.check_home_stays(get("fedbn"), contract.BENCHES[bench], norms)
+    with caught:
+        contract.check_home_stays(entry, contract.BENCHES[bench], norms)
+
+
+def parameters_only(state: State, merged: Weights) -> State:
+    """The server adds what was learned and forgets what was measured, as an average over ``parameters()`` does."""
+    return take(state, merged.of(Kind.PARAMETER))
+
+
+@pytest.mark.parametrize("fault", [averaging(share=parameters), averaging(step=parameters_only)])
+def test_statistics_left_behind(fault: Method) -> None:
+    contract.check_learns(instead("fedavg", fault), BENCH)
+    with caught:
+        contract.check_statistics_travel(instead("fedavg", fault), BENCH)
+
+
+def test_a_site_predicts_with_something_else() -> None:
+    def forgets(site: Site, message: Message) -> nn.Module:
+        weights = site.slots.first() if site.name == "cairo" else message["weights"]
+        return load(site.model(), weights)
+
+    with caught:
+        contract.check_transfers(instead("fedavg", averaging(use=forgets)), BENCH)
+
+
+# -- weights ---------------------------------------------------------------------------------------------------------
+
+
+def swapped(updates: Any, state: Mapping[str, Any]) -> dict[str, float]:
+    """Each site's cases, written against another's name."""
+    shares = by_cases(updates, state)
+    return dict(zip(shares, reversed(shares.values()), strict=True))
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        averaging(weigh=equally),
+        averaging(weigh=swapped),
+        averaging(merge=lambda updates, shares: mean(updates, [1.0] * len(shares))),
+        averaging(step=parameters_only),
+    ],
+    ids=["equal", "swapped", "ignored", "statistics"],
+)
+def test_weights_that_do_not_weigh(fault: Method) -> None:
+    contract.check_learns(instead("fedavg", fault), BENCH)
+    with caught:
+        test_equations.check_fedavg(fault)
+
+
+def test_weights_ignored_by_fedsegnet() -> None:
+    with caught:
+        test_adaptive.check_corrupt_site_loses_weight(get("fedsegnet").make({"aggregation": "fedavg"}))
+
+
+def test_momentum_on_everything() -> None:
+    """A running variance with momentum: 1, then 1 + 0.25 - 0.5 + 0.9 0.25 instead of 0.75."""
+
+    def all_leaves(state: State, merged: Weights) -> State:
+        return momentum(0.5, 0.9)(state, Weights(merged))  # kinds guessed by dtype
+
+    with caught:
+        test_equations.check_fedavgm(averaging(step=all_leaves))
+
+
+def test_proximal_term_without_its_square() -> None:
+    def pull(x: Any, mu: float) -> Extra:
+        def term(model: nn.Module, batch: Batch, out: Outputs) -> torch.Tensor:
+            return mu / 2 * pull_to(x, 2.0)(model, batch, out).sqrt()
+
+        return term
+
+    with caught:
+        test_equations.check_fedprox_gradient(pull)
+
+
+# -- answers and memory ----------------------------------------------------------------------------------------------
+
+
+class Swapping(Desk):
+    """Two sites' answers change places."""
+
+    def ask_each(self, *args: Any, **kwargs: Any) -> Replies:
+        replies = super().ask_each(*args, **kwargs)
+        names = list(replies)
+        turned = dict(zip(names, [*names[1:], *names[:1]], strict=True))
+        return Replies({n: lambda m=m: replies[m] for n, m in turned.items()}, replies.missing, True)  # type: ignore[misc]
+
+
+class Forgetful(Desk):
+    """Sites keep nothing from one answer to the next but what they had at first."""
+
+    def ask_each(self, *args: Any, **kwargs: Any) -> Replies:
+        replies = super().ask_each(*args, **kwargs)
+        self.last, self.memory = self.memory, {name: {} for name in self.names}
+        if self.round == self.study.rounds:
+            self.memory = self.last
+        return replies
+
+
+def test_swapped_answers() -> None:
+    contract.check_alone(get("local-only"), BENCH)
+    with caught:
+        contract.check_alone(get("local-only"), BENCH, desk=Swapping)
+
+
+def test_dropped_feedback() -> None:
+    channel = sparse(0.1, 8)
+    dropped = replace(channel, encode=lambda update, rest, draw: channel.encode(update, None, draw))
+    with caught:
+        contract.check_site_feedback(dropped)
+    with caught:
+        contract.check_site_feedback(channel, desk=Forgetful)
+    with caught:
+        test_adaptive.check_feedback(0.1, 8, feedback=False)
+
+
+def test_scaffold_whose_sites_forget() -> None:
+    test_equations.check_scaffold_controls(get("scaffold").make())
+    with caught:
+        test_equations.check_scaffold_controls(get("scaffold").make(), desk=Forgetful)
+
+
+# -- runs ------------------------------------------------------------------------------------------------------------
+
+
+def with_round(change: Any) -> Entry[Any]:
+    """FedAvg whose state is changed by ``change`` after every round."""
+
+    def plant(method: Method) -> Method:
+        return replace(method, round=lambda sites, state: change(method.round(sites, state)))
+
+    return faulty(get("fedavg"), plant)
+
+
+def test_memory_outside_the_state(tmp_path: Path) -> None:
+    """A method that remembers in a closure, as classes do in an attribute: resumed, it has forgotten."""
+
+    def plant(method: Method) -> Method:
+        seen: list[Weights] = []
+
+        def round(sites: Sites, state: State) -> State:
+            state = method.round(sites, state)
+            seen.append(state["weights"])
+            return {**state, "weights": trees.mean(seen, [1.0] * len(seen))}
+
+        return replace(method, round=round)
+
+    entry = faulty(get("fedavg"), plant)
+    contract.check_repeats(entry, BENCH)
+    with caught:
+        contract.check_resumes(entry, BENCH, tmp_path)
+
+
+def test_chance_outside_the_seed() -> None:
+    generator = torch.Generator()
+    generator.seed()
+
+    def jitter(state: State) -> State:
+        noise = Weights({k: torch.randn(v.shape, generator=generator) for k, v in parameters_of(state).items()})
+        return {**state, "weights": trees.add(state["weights"], noise, 1e-3)}
+
+    with caught:
+        contract.check_repeats(with_round(jitter), BENCH)
+
+
+def parameters_of(state: State) -> Weights:
+    weights: Weights = state["weights"]
+    return weights.of(Kind.PARAMETER)
+
+
+def test_a_reduction_that_is_only_nearly_so() -> None:
+    def nearly(method: Method) -> Method:
+        def round(sites: Sites, state: State) -> State:
+            state = method.round(sites, state)
+            return {**state, "weights": trees.add(state["weights"], trees.scale(parameters_of(state), 1e-6))}
+
+        return replace(method, round=round)
+
+    with caught:
+        contract.check_reduces(faulty(get("fedprox"), nearly), BENCH)
+
+
+def test_more_bytes_than_the_card_says() -> None:
+    with caught:
+        contract.check_bytes(instead("fedavg-compressed", averaging(channel=sparse(0.5, 8))), BENCH)
+
+
+def test_steps_that_lead_nowhere() -> None:
+    with caught:
+        contract.check_learns(instead("fedavg", averaging(step=lambda state, merged: state)), BENCH)
+
+
+def test_the_toy_is_not_what_makes_checks_fail() -> None:
+    assert toy.same(Desk(toy.study(get("fedavg").make())).play(), Desk(toy.study(averaging())).play())

@@ -1,0 +1,109 @@
+"""The registry: names, hyperparameters and plug-ins, and what it says of a wrong one."""
+
+import hashlib
+import sys
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import toy
+from contract import Desk
+from fedscan.methods import registry
+from fedscan.methods.registry import get, methods
+
+torch.set_num_threads(1)
+
+# -- registry --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "sentence"),
+    [
+        ("fedprox", {"nu": 1}, "'nu' is no hyperparameter of 'fedprox': allowed: mu, clients"),
+        ("fedavgm", {"betta": 1}, "did you mean 'beta'? allowed: eta, beta, dampening, clients"),
+        ("fedprox", {"mu": -1.0}, "mu of method 'fedprox' cannot be -1.0"),
+        ("fedprox", {"mu": "big"}, "mu of method 'fedprox' cannot be 'big'"),
+        ("fedsegnet", {"aggregation": "adaptiv"}, "'adaptive', 'divergence-only' or 'fedavg'"),
+        ("fedsegnet", {"bits": 4}, "8, 16 or 32"),
+        ("fedavg", {"clients": 0}, "clients of method 'fedavg' cannot be 0"),
+        ("scaffold", {"clients": 2}, "'clients' is no hyperparameter of 'scaffold'"),
+    ],
+)
+def test_wrong_hyperparameters(name: str, options: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError) as e:
+        get(name).make(options)
+    assert sentence in str(e.value)
+    assert "\n" not in str(e.value)
+
+
+def test_wrong_name() -> None:
+    with pytest.raises(ValueError, match="did you mean 'fedsegnet'"):
+        get("fedsegnett")
+
+
+SOURCE = '''
+from fedscan.averaging import averaging
+from fedscan.methods.card import card
+
+
+@card("ours", title="Ours", family="averaging", paper="none", year=2026, url="", equation="x <- x", differs="No.")
+def ours(strength: float = 1.0, **rest):
+    """FedAvg, from elsewhere."""
+    return averaging(**rest)
+
+
+def bare():
+    """No card."""
+'''
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A module that an installed package could bring."""
+    path = tmp_path / "fedscan_ours.py"
+    path.write_text(SOURCE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "fedscan_ours", raising=False)
+    return path
+
+
+def offer(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    point = EntryPoint("ours", value, registry.GROUP)
+    monkeypatch.setattr(registry, "entry_points", lambda group: [point] if group == registry.GROUP else [])
+
+
+def test_a_package_brings_a_method(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    offer(monkeypatch, "fedscan_ours:ours")
+    entry = get("ours")
+    assert entry.digest == hashlib.sha256(package.read_bytes()).hexdigest()
+    assert entry.resolve({}) == {"strength": 1.0, "clients": None}
+    assert toy.same(Desk(toy.study(entry.make({}))).play(), Desk(toy.study(get("fedavg").make())).play())
+
+
+def test_a_function_without_a_card_is_no_method(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    offer(monkeypatch, "fedscan_ours:bare")
+    with pytest.raises(ValueError, match="not a function decorated with @card"):
+        methods()
+
+
+def test_two_methods_of_one_name(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package.write_text(SOURCE.replace('"ours"', '"fedavg"'))
+    offer(monkeypatch, "fedscan_ours:ours")
+    with pytest.raises(ValueError, match="two packages bring a method 'fedavg'"):
+        methods()
+
+
+def test_every_name_that_was_promised() -> None:
+    promised = """fedavg fedsgd fedprox fedbn fedavgm fedadam fedyogi fedadagrad comed scaffold cwt centralised
+        local-only ensemble fedsegnet fedsegnet-no-transformer fedsegnet-no-adaptive traditional-fl federated-unet
+        fedavg-compressed transformer-fl"""
+    assert set(methods()) == set(promised.split())
+
+
+def test_models_that_methods_are_published_with() -> None:
+    from fedscan.models import models
+
+    assert {e.card.model for e in methods().values() if e.card.model} <= set(models())
