@@ -144,7 +144,7 @@ def test_a_message_is_written_leaf_by_leaf_without_a_copy() -> None:
         def __init__(self) -> None:
             self.got: list[Any] = []
 
-        def write(self, chunk: Any) -> int:  # type: ignore[override]
+        def write(self, chunk: Any) -> int:
             self.got.append(chunk)
             return len(chunk)
 
