@@ -272,6 +272,6 @@ def fit(
     if step.moments == "kept":
         site.state["optimizer"] = step.moments_of(optimizer, model)
     report: dict[str, Any] = {"loss": loss, "steps": steps}
-    if step.moments in ("averaged", "travels"):
-        report["optimizer"] = step.moments_of(optimizer, model)
+    if step.moments in ("averaged", "travels") and (moments := step.moments_of(optimizer, model)):
+        report["optimizer"] = moments  # plain SGD has none
     return report
