@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from fedscan import trees
 from fedscan.schema import Kind, Weights
-from fedscan.trees import BLOCK, Fold
+from fedscan.trees import BLOCK, SMALL, Fold
 
 torch.set_num_threads(1)
 
@@ -122,7 +122,14 @@ def test_mean_is_numpys_to_rounding(shares: list[float], seed: int) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 def test_streaming_and_resident_give_the_same_bits(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes = {"tiny": (3,), "scalar": (), "empty": (0, 4), "odd": (1001, 7), "large": (BLOCK + 12_345,)}
+    sizes = {
+        "tiny": (3,),
+        "scalar": (),
+        "empty": (0, 4),
+        "odd": (1001, 7),
+        "middle": (SMALL + 1,),
+        "large": (BLOCK + 12_345,),
+    }
     many = [draw(seed, sizes, dtype) for seed in range(4)]
     shares = [3.0, 10.0, 0.0, 7.5]  # the second pulls by more than half, where lerp has another formula
     resident = trees.mean(many, shares)

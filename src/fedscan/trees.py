@@ -22,7 +22,8 @@ from torch import Tensor
 
 from fedscan.schema import Kind, Leaf, Schema, Weights
 
-BLOCK = 1 << 18  # entries: one block of a running mean, 1 MiB, stays in a core's cache while all trees pass
+SMALL = 1 << 15  # entries: smaller leaves are folded many in one call
+BLOCK = 1 << 19  # entries: one block of a running mean, 2 MiB, stays in the cores' caches while all trees pass
 CHUNK = 1 << 14  # entries: below the size from which torch splits a sum over threads, which would change its bits
 
 
@@ -101,7 +102,7 @@ class Fold:
             if leaf.kind is not Kind.COUNTER and not (leaf.dtype.is_floating_point or leaf.dtype.is_complex):
                 raise ValueError(f"leaf {name!r} is a {leaf.kind} of {leaf.dtype}: only counters are whole numbers")
         self._schema = schema
-        self._large = {k for k, leaf in schema.items() if leaf.numel >= BLOCK}
+        self._large = {k for k, leaf in schema.items() if leaf.numel >= SMALL}
         self._total = 0.0
         self._mean: dict[str, Tensor] = {}
         self._broken = False
@@ -168,7 +169,7 @@ def mean(trees: Sequence[Weights], shares: Sequence[float]) -> Weights:
     if len(shares) != len(trees):
         raise ValueError(f"{len(trees)} trees came with {len(shares)} shares")
     weights = _weights(shares)
-    large = [k for k, leaf in schema.items() if leaf.numel >= BLOCK and leaf.kind is not Kind.COUNTER]
+    large = [k for k, leaf in schema.items() if leaf.numel >= SMALL and leaf.kind is not Kind.COUNTER]
     small = {k: leaf for k, leaf in schema.items() if k not in large} if large else schema
     fold = Fold(small)
     for tree, share in zip(trees, shares, strict=True):
