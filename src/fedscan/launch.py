@@ -3,7 +3,7 @@
 import json
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -13,6 +13,7 @@ import torch
 
 from fedscan import wire
 from fedscan.engines.local import Local
+from fedscan.engines.workers import Workers
 from fedscan.journal import Journal
 from fedscan.ledger import read_record
 from fedscan.method import State
@@ -22,6 +23,7 @@ from fedscan.schema import Weights, schema_of
 from fedscan.study import Study
 from fedscan.studyfile import Cases, StudyFile, build, read_cases
 from fedscan.studyfile.cases import Tell, classes_of, fingerprint, flat, silent
+from fedscan.studyfile.file import NOT_HASHED
 
 PACKAGES = ("fedscan", "torch", "monai", "numpy", "scipy", "nibabel")
 
@@ -36,12 +38,14 @@ class How:
 
     strict    every message through its bytes;  workers: processes that answer for the sites
     numerics  whether a run may go on under other threads, device, torch or mode than it began with
+    report    whether a report is written at the end
     """
 
     resume: bool = False
     strict: bool = False
     workers: int = 1
     numerics: bool = False
+    report: bool = True
     cache: Path | None = None
     command: str = ""
     watch: Watch = nobody
@@ -57,10 +61,7 @@ def launch(file: StudyFile, folder: Path, how: How = How(), cases: Cases | None 
     Raises Problem where the folder holds another run, or file and data do not fit; Absent where the study stops when a
     site is missing. What is in the folder by then is not lost: with ``resume`` the run goes on.
     """
-    if (folder / "journal.sqlite").exists() and not how.resume:
-        raise Problem(
-            f"{folder} already holds a run; add --resume to go on with it, or choose another folder with --out"
-        )
+    free(folder, how.resume)
     numerics(file)
     cases = cases or read_cases(file, how.cache, how.tell)
     study = build(file, cases)
@@ -70,7 +71,16 @@ def launch(file: StudyFile, folder: Path, how: How = How(), cases: Cases | None 
             baseline(file, name, cases, folder, how)
     how.watch("method", file.method)
     carry_out(study, folder, how)
-    return finish(study, folder, how.tell)
+    keep(study, folder)
+    return report(folder, how.tell) if how.report else folder
+
+
+def free(folder: Path, resume: bool) -> None:
+    """Raises Problem where the folder holds a run that is not to be gone on with."""
+    if (folder / "journal.sqlite").exists() and not resume:
+        raise Problem(
+            f"{folder} already holds a run; add --resume to go on with it, or choose another folder with --out"
+        )
 
 
 def carry_out(study: Study, folder: Path, how: How) -> State:
@@ -83,7 +93,9 @@ def carry_out(study: Study, folder: Path, how: How) -> State:
 
 
 def engine(study: Study, folder: Path, how: How) -> Engine:
-    """Who carries the questions: this process."""
+    """Who carries the questions: this process, or several."""
+    if how.workers > 1:
+        return Workers(study, folder, how.workers)
     return Local(study, folder, strict=how.strict)
 
 
@@ -172,7 +184,7 @@ def difference(a: Any, b: Any, path: str = "") -> str:
         if isinstance(x, dict) and isinstance(y, dict):
             if found := difference(x, y, f"{path}{key}."):
                 return found
-        elif x != y and f"{path}{key}" not in ("data.cases", "run.baselines", "run.device"):
+        elif x != y and (*path.split(".")[:-1], key) not in NOT_HASHED:
             return f"{path}{key} was {json.dumps(x)} and is {json.dumps(y)}"
     return ""
 
@@ -219,17 +231,21 @@ def add_seconds(folder: Path, seconds: float) -> None:
         journal.close()
 
 
-def finish(study: Study, folder: Path, tell: Tell = silent) -> Path:
-    """Writes the model, the cases to look at and the report of a run that has ended; returns the report's path."""
+def keep(study: Study, folder: Path) -> None:
+    """Writes the cases to look at and then the model of a run that has ended."""
     from fedscan.predict import Run, keep_overlays
+
+    keep_overlays(study, folder)
+    save_models(Run(folder).state, folder)
+
+
+def report(folder: Path, tell: Tell = silent, beside: Mapping[str, Path] | None = None) -> Path:
+    """Writes the report of the run in ``folder`` and returns its path; ``beside`` as in ``read_record``."""
     from fedscan.report.page import write_report
 
-    tell("writing the report", 0, 2)
-    save_models(Run(folder).state, folder)
-    keep_overlays(study, folder)
-    tell("writing the report", 1, 2)
-    path = write_report(read_record(folder), folder)
-    tell("writing the report", 2, 2)
+    tell("writing the report", 0, 1)
+    path = write_report(read_record(folder, beside), folder)
+    tell("writing the report", 1, 1)
     return path
 
 

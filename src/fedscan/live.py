@@ -46,7 +46,7 @@ class Show:
 
     def __enter__(self) -> "Show":
         if self.console.is_terminal:
-            self.live = Live(console=self.console, get_renderable=self.table, refresh_per_second=4)
+            self.live = Live(console=self.console, get_renderable=self.table, auto_refresh=False)
             self.live.start()
         return self
 
@@ -70,6 +70,8 @@ class Show:
             self.say(value)
         elif what == "scores":
             self.scores(value)
+        if self.live:
+            self.live.refresh()  # by hand: a thread that refreshes would not get along with forked workers
 
     def turn(self, row: Any) -> None:
         """One answer, or that there is none."""
@@ -123,7 +125,8 @@ class Show:
             seen, row = self.seen[name], about.get(name)
             cells = [name, str(row.used) if row else "", row.about if row else "", number(seen.loss, 4)]
             cells += [number(seen.local)] if local else []
-            shown.add_row(*cells, number(seen.dice), size(seen.down), size(seen.up), Text(seen.state, style="red"))
+            cells += [number(seen.dice), size(seen.down), size(seen.up)]
+            shown.add_row(*map(Text, cells), Text(seen.state, style="red"))  # as text: a name may hold brackets
         bar = Table.grid(padding=(0, 1))
         done = f"round {min(self.round, self.rounds)}/{self.rounds}"
         bar.add_row(self.method, ProgressBar(total=self.rounds, completed=min(self.round, self.rounds), width=40), done)

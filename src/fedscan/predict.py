@@ -77,6 +77,8 @@ def predict(
     missing. The label map lies on the voxels and the affine of the first scan, in the values of the label files.
     ``site`` chooses whose model, where sites have their own. Raises Problem or ValueError for what does not fit.
     """
+    if not out.name.endswith((".nii", ".nii.gz")):
+        raise Problem(f"-o {out}: a name that ends in .nii or .nii.gz was meant")
     run = Run(folder)
     study = run.study(device)
     case = case_of(scans, run.facts["sequences"])
@@ -89,8 +91,6 @@ def predict(
     made = restore(found, first, recipe)
     import nibabel
 
-    if not out.name.endswith((".nii", ".nii.gz")):
-        raise Problem(f"-o {out}: a name that ends in .nii or .nii.gz was meant")
     out.parent.mkdir(parents=True, exist_ok=True)
     nibabel.save(made, out)
     return out

@@ -115,7 +115,7 @@ def listed(file: StudyFile, cache: Path) -> tuple[Manifest, tuple[str, ...], dic
     source = file.source
     if not source:
         raise Problem(f'{file.path}: no data; say cases = "FOLDER" in [data], or give --data FOLDER.')
-    path = hospitals(file.top.seed, cache) if source == "demo" else Path(source)
+    path = hospitals(file.data_seed, cache) if source == "demo" else Path(source)
     manifest = read_manifest(path)
     if file.data.sites is not None:
         for name in file.data.sites:
@@ -183,7 +183,7 @@ def hold_to_limit(file: StudyFile, catalogue: Catalogue, ready: int, left: _Left
 
 def dealt(file: StudyFile, cases: Sequence[Case], sequences: Sequence[str]) -> tuple[Case, ...]:
     """The cases at the sites that the study's partition gives them."""
-    p, seed = file.partition, file.top.seed
+    p, seed = file.partition, file.data_seed
     if p.how == "true":
         return tuple(cases)
     from fedscan.data import signature
@@ -214,7 +214,7 @@ def divided(
     about: Mapping[str, str],
 ) -> Cases:
     """The cases in their sites' three splits, with a row for each site."""
-    part = split(kept, file.data.fractions, file.top.seed)
+    part = split(kept, file.data.fractions, file.data_seed)
     of: dict[str, dict[str, tuple[Prepared, ...]]] = {}
     for site in sorted({case.site for case in kept}):
         mine = [replace(ready[c.name], site=site) for c in kept if c.site == site]

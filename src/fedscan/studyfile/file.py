@@ -17,7 +17,8 @@ from fedscan.studyfile.places import Path_, Places, checked, lines_of
 from fedscan.studyfile.sections import TABLES, Data, Partition, Run, Scores, Table, Top, of_options
 
 FREE = ("method", "methods", "model")  # tables whose keys depend on a name in them
-NOT_NUMBERS = {("data", "cases"), ("run", "baselines"), ("run", "device")}  # what does not decide a run's numbers
+# What is not part of a study's hash: where its data lie, what it is compared with, and what stands in its numerics.
+NOT_HASHED = {("data", "cases"), ("run", "baselines"), ("run", "device"), ("run", "threads"), ("run", "mode")}
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,11 @@ class StudyFile:
         return str(self.path.parent / cases)
 
     @property
+    def data_seed(self) -> int:
+        """Decides who trains and who tests, and at which simulated site a subject is."""
+        return self.top.seed if self.data.seed is None else self.data.seed
+
+    @property
     def device(self) -> str:
         """The device to train on, "auto" resolved."""
         if self.run.device != "auto":
@@ -122,7 +128,7 @@ class StudyFile:
     def canonical(self) -> dict[str, Any]:
         """What is hashed: the resolved study without where things lie, its plug-ins, and the numerics."""
         tree = self.resolved()
-        for table, key in NOT_NUMBERS:
+        for table, key in NOT_HASHED:
             del tree[table][key]
         return {"study": tree, "plugins": self.plugins(), "numerics": self.numerics()}
 

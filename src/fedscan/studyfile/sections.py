@@ -43,6 +43,7 @@ class Data(Table):
     normalise, ct_window, ct_mean, ct_sd, label_interpolation, dtype   as in ``fedscan.data.preprocess.Recipe``
     fractions        of subjects in train, validation and test
     left_out_limit   how many cases may be unusable: a share (0.1) or a number (3)
+    seed             of the split and the partition; that of the study, where nothing is said
     augment          whether training cases are changed at random, as [data.augmentation] says
     """
 
@@ -63,6 +64,7 @@ class Data(Table):
     fractions: tuple[Share, Share, Share] = (0.7, 0.1, 0.2)
     left_out_limit: Annotated[int, Field(ge=0)] | Share = 0.1
     augment: bool = True
+    seed: int | None = Field(None, ge=0, lt=2**63)
 
 
 class Partition(Table):

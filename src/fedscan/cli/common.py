@@ -1,0 +1,109 @@
+"""What all commands share: errors as sentences, tables, progress of preparing, and where results lie."""
+
+import json
+import os
+import shlex
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+INTERRUPTED = 130  # as shells say it
+
+
+def outcome(app: Callable[..., Any], arguments: list[str]) -> int:
+    """Runs the app and returns its exit code; whatever the user can mend becomes one sentence on stderr.
+
+    FEDSCAN_DEBUG=1 lets errors through with their traceback.
+    """
+    try:
+        app(args=arguments, prog_name="fedscan", standalone_mode=True)
+    except SystemExit as e:
+        return e.code if isinstance(e.code, int) else int(bool(e.code))
+    except Exception as e:
+        if os.environ.get("FEDSCAN_DEBUG"):
+            raise
+        code, sentence = said(e)
+        if not sentence:
+            raise
+        complain(sentence)
+        return code
+    return 0
+
+
+def said(error: Exception) -> tuple[int, str]:
+    """The exit code and the sentence for an error; no sentence for one that is a fault of fedscan's own."""
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    text = " ".join(str(error).split()) or type(error).__name__
+    if "Absent" in kinds:
+        return 3, f"The run has stopped: {text}. Nothing is lost; go on with --resume when the sites are back."
+    if kinds & {"Problem", "ValueError", "Diverged"}:
+        return 2, text
+    if "OperationalError" in kinds and "locked" in text:
+        return 2, "another process is at work in this folder; wait for it, or choose another --out"
+    if isinstance(error, OSError):
+        return 2, text
+    return 1, ""
+
+
+def complain(sentence: str) -> None:
+    """One sentence on stderr."""
+    print(f"fedscan: {sentence}", file=sys.stderr)
+
+
+def rerun(*add: str) -> str:
+    """The command as it was given, to be given again with these words added."""
+    words = [word for word in sys.argv[1:] if word not in add]
+    return shlex.join(["fedscan", *words, *add])
+
+
+def interrupted(*add: str) -> int:
+    """Says, after Ctrl-C, that nothing is lost and how to go on; returns the exit code."""
+    complain(f"stopped. Nothing is lost: go on with\n  {rerun(*add)}")
+    return INTERRUPTED
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """A table as plain text: columns aligned, numbers to the right; nothing is cut off."""
+    cells = [[str(cell) for cell in row] for row in rows]
+    widths = [max(len(text) for text in column) for column in zip(columns, *cells, strict=True)]
+    right = [all(isinstance(row[i], int | float) for row in rows) and bool(rows) for i in range(len(columns))]
+    for line in (list(columns), ["-" * width for width in widths], *cells):
+        padded = [text.rjust(w) if r else text.ljust(w) for text, w, r in zip(line, widths, right, strict=True)]
+        print("  ".join(padded).rstrip())
+
+
+def print_json(tree: Any) -> None:
+    """A tree as JSON, for other programs; a number that is not defined is null."""
+    print(json.dumps(plain(tree), indent=1, ensure_ascii=False, allow_nan=False))
+
+
+def plain(tree: Any) -> Any:
+    """The tree as JSON can hold it: NaN becomes null, paths and types become text."""
+    if isinstance(tree, Mapping):
+        return {str(k): plain(v) for k, v in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [plain(v) for v in tree]
+    if isinstance(tree, float):
+        return tree if tree == tree and abs(tree) != float("inf") else None
+    return tree if tree is None or isinstance(tree, str | int | bool) else str(tree)
+
+
+def progress(what: str, done: int, total: int) -> None:
+    """What is being done before and after the rounds: one line that changes on a terminal, else a line per kind."""
+    if sys.stderr.isatty():
+        end = "\n" if done >= total else ""
+        print(f"\r{what}: {done}/{total}   ", end=end, file=sys.stderr, flush=True)
+    elif done == 0:
+        print(f"{what}: {total}" if total > 2 else what, file=sys.stderr, flush=True)
+
+
+def quiet_while(show: Any) -> Callable[[str, int, int], None]:
+    """``progress``, silent while a live table holds the terminal."""
+    return lambda what, done, total: None if show.live else progress(what, done, total)
+
+
+def where(**paths: Path | str) -> None:
+    """Where things lie, at the end of a command."""
+    for name, path in paths.items():
+        print(f"{name:<8}{path}")

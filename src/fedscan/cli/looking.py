@@ -1,0 +1,172 @@
+"""Commands that show what there is: methods, models, tasks, the state of data, the record of a run."""
+
+from collections import defaultdict
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from fedscan.cli import common
+
+JSON = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def methods(json: JSON = False) -> None:
+    """List the methods."""
+    from fedscan.methods.registry import methods as registry
+
+    found = registry()
+    if json:
+        common.print_json([method(entry) for entry in found.values()])
+        return
+    rows = [(name, e.card.family, e.card.year, e.card.differs) for name, e in found.items()]
+    common.print_table(("name", "family", "year", "what differs"), rows)
+    print("\nfedscan show NAME tells more.")
+
+
+def method(entry: Any) -> dict[str, Any]:
+    """A method's card as plain data."""
+    from fedscan.studyfile.places import words
+
+    card = entry.card
+    names = ("name", "title", "family", "paper", "year", "url", "equation", "differs", "travels", "privacy",
+             "normalisation", "moments", "model", "needs", "pooled")  # fmt: skip
+    options = {name: {"default": default, "allowed": words(kind)} for name, (kind, default) in entry.options.items()}
+    return {**{name: getattr(card, name) for name in names}, "package": entry.package, "hyperparameters": options}
+
+
+def show(name: Annotated[str, typer.Argument(metavar="METHOD")], json: JSON = False) -> None:
+    """Show a method: paper, equation, what differs, what travels, its hyperparameters."""
+    from fedscan.methods.registry import get
+
+    entry = get(name)
+    told = method(entry)
+    if json:
+        common.print_json(told)
+        return
+    options = told.pop("hyperparameters")
+    print(f"{told.pop('title')}\n")
+    for key, value in told.items():
+        if value not in ("", None, False):
+            print(f"{key:<14}{value}")
+    if reduction := entry.card.reduces:
+        settings = ", ".join(f"{k} = {v}" for k, v in {**reduction.own, **reduction.step}.items())
+        alone = "with one site" if reduction.alone else ""
+        print(f"{'is':<14}{reduction.to} " + (f"where {settings} {alone}" if settings else alone).rstrip())
+    if options:
+        print("\n[method]")
+        for key, option in options.items():
+            default = "" if option["default"] is None else f" = {option['default']}"
+            print(f"  {key}{default}  ({option['allowed']})")
+
+
+def models(json: JSON = False) -> None:
+    """List the networks, with their options and presets."""
+    from fedscan.models.registry import models as registry
+
+    found = registry()
+    if json:
+        common.print_json([
+            {"name": c.name, "summary": c.summary, "paper": c.paper, "url": c.url, "presets": c.presets,
+             "options": {k: {"default": v, "allowed": c.allowed(k)} for k, v in c.options.items()}}
+            for c in found.values()
+        ])  # fmt: skip
+        return
+    rows = [(c.name, ", ".join(c.presets), ", ".join(c.options), c.summary) for c in found.values()]
+    common.print_table(("name", "presets", "options", "what it is"), rows)
+
+
+def tasks(json: JSON = False) -> None:
+    """List the tasks, with the settings of their loss."""
+    from fedscan.studyfile.sections import Task
+
+    fields = {k: f.default for k, f in Task.model_fields.items() if k not in ("kind", "labels")}
+    about = "every voxel gets a class; Dice and cross-entropy; Dice, HD95 and volumes per label"
+    if json:
+        common.print_json([{"name": "segmentation", "summary": about, "options": fields}])
+        return
+    options = ", ".join(f"{k} = {v}" for k, v in fields.items())
+    common.print_table(("name", "what it is", "options"), [("segmentation", about, options)])
+
+
+def check(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder in a known layout, or a table of cases.")],
+    require: Annotated[list[str] | None, typer.Option(metavar="SEQUENCE", help="Every case must have it.")] = None,
+    limit: Annotated[float, typer.Option(min=0, max=1, help="The share of cases that may be unusable.")] = 0.1,
+    labels: Annotated[bool, typer.Option("--labels/--no-labels", help="Whether every case needs a label.")] = True,
+    json: JSON = False,
+) -> None:
+    """Open every file of every case, and say which cases can be used and why others cannot."""
+    from fedscan.data.check import TooManyLeftOutError
+    from fedscan.data.check import check as look
+    from fedscan.data.manifest import read_manifest
+
+    manifest = read_manifest(folder)
+    failed = None
+    try:
+        found = look(manifest, require or (), limit, labels)
+    except TooManyLeftOutError as e:
+        found, failed = e.catalogue, e
+    left = [{"case": c.name, "site": c.site, "code": r.code, "why": r.sentence} for c, r in found.left_out]
+    if json:
+        facts = {"layout": manifest.layout, "sequences": manifest.sequences, "labels": manifest.labels}
+        common.print_json({**facts, "sites": [vars(row) for row in found.sites], "left_out": left})
+    else:
+        print(f"{manifest.layout}: {found.expected} cases, {len(found.used)} usable\n")
+        rows = [
+            (r.site, r.expected, r.used, r.subjects, r.labelled, several(r.sequences), by_axis(r.spacing))
+            for r in found.sites
+        ]
+        common.print_table(("site", "cases", "usable", "subjects", "labelled", "sequences", "mm (x, y, z)"), rows)
+        for case in left:
+            print(f"left out: {case['case']} of {case['site']}: {case['why']}")
+    if failed:
+        raise failed
+
+
+def several(counts: dict[str, int]) -> str:
+    """Counts by name: "t1 12, flair 9"."""
+    return ", ".join(f"{name} {n}" for name, n in counts.items())
+
+
+def by_axis(spacing: tuple[float, ...]) -> str:
+    """A spacing in mm: "1 x 1 x 3"."""
+    return " x ".join("?" if mm != mm else f"{mm:.3g}" for mm in spacing)
+
+
+def ledger(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")],
+    by: Annotated[Literal["site", "round", "question"], typer.Option(help="One line for each of these.")] = "site",
+    json: JSON = False,
+) -> None:
+    """Show what was asked, what was answered, and what travelled."""
+    from contextlib import closing
+
+    from fedscan.ledger import opened, read_turns
+    from fedscan.report.words import size
+
+    with closing(opened(run)) as db:
+        head = (db.execute("SELECT round FROM head").fetchone() or (-1,))[0]
+        turns = read_turns(db, head)
+    groups: dict[Any, list[Any]] = defaultdict(list)
+    for turn in turns:
+        groups[getattr(turn, by)].append(turn)
+    rows = [
+        {
+            by: key,
+            **{s: sum(t.status == s for t in of) for s in ("answered", "refused", "absent")},
+            "bytes_down": sum(t.bytes_down for t in of),
+            "bytes_up": sum(t.bytes_up for t in of),
+            "seconds": round(sum(t.seconds for t in of), 3),
+            "privacy": sorted({t.privacy for t in of if t.status == "answered"}),
+        }
+        for key, of in sorted(groups.items())
+    ]
+    if json:
+        common.print_json(rows)
+        return
+    shown = [
+        (r[by], r["answered"], r["refused"], r["absent"], size(r["bytes_down"]), size(r["bytes_up"]), r["seconds"],
+         ", ".join(r["privacy"])) for r in rows
+    ]  # fmt: skip
+    common.print_table((by, "answered", "refused", "absent", "down", "up", "seconds", "what left"), shown)

@@ -1,0 +1,113 @@
+"""Several methods on one study, several seeds each: run what is not there yet, then one table of differences."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from fedscan.launch import How, describe, launch, models_of, report
+from fedscan.ledger import Record, opened, read_record
+from fedscan.live import Show
+from fedscan.report.comparison import pooled_seeds
+from fedscan.report.page import write_comparison
+from fedscan.report.tables import final, home
+from fedscan.report.turns import per_round
+from fedscan.report.words import interval, number
+from fedscan.run import Problem
+from fedscan.statistics import by_site, holm, macro, paired, worst
+from fedscan.studyfile import Cases, StudyFile, build, load, read_cases
+from fedscan.tasks.metrics import HD95
+
+Runs = dict[str, list[Record]]
+
+
+def compare(
+    study: Path,
+    methods: Sequence[str],
+    seeds: int,
+    out: Path,
+    overrides: Sequence[str] = (),
+    data: Path | None = None,
+    how: How = How(resume=True),  # noqa: B008
+) -> tuple[Path, Runs]:
+    """Runs every method with every seed in ``out/<method>/<seed>``, going on where it stood; finished runs stay.
+
+    The seeds are those from the study's own on; [data] seed keeps one split for all of them. Returns the path of the
+    comparison page and the records by method, in the order of ``methods``: the first is what others are held to.
+    Raises Problem for a method that does not exist or does not suit the study, before anything is run.
+    """
+    if not methods or len(set(methods)) < len(methods):
+        raise Problem(f"--methods {','.join(methods)}: one or more methods, each once, were meant")
+    first = load(study, overrides, data).top.seed
+    plan = {
+        (name, seed): load(study, (*overrides, f"method.name={name}", f"seed={seed}"), data)
+        for seed in range(first, first + seeds)
+        for name in methods
+    }
+    cases: dict[int, Cases] = {}
+    for (name, seed), file in plan.items():
+        if seed not in cases:
+            cases[seed] = read_cases(file, how.cache, how.tell)
+        one(file, out / name / str(seed), cases[seed], how)
+    runs: Runs = {name: [] for name in methods}
+    for name, seed in plan:
+        folder = out / name / str(seed)
+        report(folder, how.tell, {other: out / other / str(seed) for other in methods if other != name})
+        runs[name].append(read_record(folder))
+    return write_comparison(runs, out), runs
+
+
+def one(file: StudyFile, folder: Path, cases: Cases, how: How) -> None:
+    """One run of the comparison; a finished one of the same study is left as it is."""
+    how = replace(how, resume=True, report=False)
+    if finished(folder):
+        describe(file, cases, build(file, cases), folder, how)  # refuses another study
+        return
+    with Show(cases.rows, file.rounds, title=f"{file.method}, seed {file.top.seed}") as show:
+        launch(file, folder, replace(how, watch=show), cases)
+
+
+def finished(folder: Path) -> bool:
+    """Whether a run has come to its end, and its model is written, which comes last."""
+    if not models_of(folder):
+        return False
+    with closing(opened(folder)) as db:
+        head = db.execute("SELECT finished FROM head").fetchone()
+    return bool(head and head[0])
+
+
+def figures(runs: Mapping[str, Sequence[Record]]) -> list[dict[str, Any]]:
+    """The comparison as numbers, a row per method; differences are to the first, p is corrected after Holm."""
+    rows = {name: pooled_seeds(of) for name, of in runs.items()}
+    reference = next(iter(rows.values()))
+    tests = {name: paired(rows[name], reference, "dice") for name in list(rows)[1:]}
+    corrected = dict(zip(tests, holm([test.p for test in tests.values()]), strict=True))
+    made = []
+    for name, scores in rows.items():
+        metric = next((m for m in HD95 if any(row.metric == m for row in scores)), "hd95")
+        low = worst(scores, "dice")
+        made.append({
+            "name": name,
+            "seeds": len(runs[name]),
+            "dice": asdict(macro(scores, "dice")),
+            "worst_site": {"site": low[0], **asdict(low[1])} if low else None,
+            metric: asdict(macro(scores, metric)),
+            "bytes_up_per_round": sum(per_round(r) for r in runs[name]) / len(runs[name]),
+            "difference": {**asdict(tests[name]), "p_holm": corrected[name]} if name in tests else None,
+        })  # fmt: skip
+    return made
+
+
+def site_table(record: Record) -> tuple[tuple[str, ...], list[tuple[object, ...]]]:
+    """Columns and rows of a run's test Dice by site, beside the baselines that it has."""
+    ours = {record.method: home(final(record.scores))}
+    ours |= {name: home(final(rows)) for name, rows in record.comparisons.items()}
+    tables = {name: by_site(rows, "dice") for name, rows in ours.items()}
+    rows: list[tuple[object, ...]] = []
+    for site in record.sites:
+        found = [table.get(site.name) for table in tables.values()]
+        rows.append((site.name, site.test, *("–" if s is None else f"{number(s.mean)} {interval(s)}" for s in found)))
+    totals = [macro(scores, "dice") for scores in ours.values()]
+    rows.append(("mean of sites", sum(s.test for s in record.sites), *(number(s.mean) for s in totals)))
+    return ("site", "test cases", *(f"Dice {name}" for name in ours)), rows

@@ -1,0 +1,367 @@
+"""The commands, end to end on a tiny study: what they write, say and refuse, and that nothing is lost."""
+
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+from fedscan.cli import main
+from fedscan.launch import How, launch
+from fedscan.ledger import read_record
+from fedscan.studyfile import load
+from shared import shared
+from tinystudy import write_study
+
+torch.set_num_threads(1)
+
+
+class Said(NamedTuple):
+    """How a command ended, and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+
+Command = Callable[..., Said]
+
+
+@pytest.fixture
+def fedscan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Runs a command in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FEDSCAN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("FEDSCAN_DEBUG", raising=False)
+
+    def call(*words: object) -> Said:
+        arguments = [str(word) for word in words]
+        monkeypatch.setattr(sys, "argv", ["fedscan", *arguments])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as e:
+            main()
+        printed = capsys.readouterr()
+        return Said(int(e.value.code or 0), printed.out, printed.err)
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a study, its scans, and a finished run with a baseline under ``run``."""
+    folder = tmp_path_factory.mktemp("done")
+    file = load(write_study(folder, more='[run]\nbaselines = ["local-only"]\n'))
+    launch(file, folder / "run", How(cache=folder / "cache", command="fedscan run study.toml"))
+    return folder
+
+
+def refused(said: Said, sentence: str, code: int = 2) -> None:
+    """One sentence on stderr, no traceback."""
+    assert said.code == code
+    assert sentence in said.err
+    assert "Traceback" not in said.err
+    assert said.err.strip().splitlines()[-1].startswith("fedscan: ")
+
+
+def same_model(a: Path, b: Path) -> bool:
+    """Whether two runs ended with the same bits."""
+    x, y = load_file(a / "model.safetensors"), load_file(b / "model.safetensors")
+    return x.keys() == y.keys() and all(np.array_equal(x[k], y[k]) for k in x)
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys\nfrom fedscan.cli import main\ntry:\n    main(['--help'])\nexcept SystemExit as e:\n"
+        "    heavy = {'torch', 'pydantic', 'monai', 'numpy', 'rich', 'scipy', 'nibabel'} & set(sys.modules)\n"
+        "    sys.exit(f'imported: {heavy}' if heavy or e.code else 0)\n"
+    )
+    made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert made.returncode == 0, made.stderr
+    for command in (
+        "demo",
+        "run",
+        "compare",
+        "predict",
+        "report",
+        "methods",
+        "show",
+        "models",
+        "tasks",
+        "ledger",
+        "data",
+    ):
+        assert f"  {command} " in made.stdout
+
+
+def test_run_writes_record_model_and_report(fedscan: Command, tmp_path: Path) -> None:
+    write_study(tmp_path, more="[scores]\ntolerance = {ball = 2.0}\n")
+    said = fedscan("run", "study.toml", "--set", "train.rounds=1", "--out", "here")
+    assert said.code == 0, said.err
+    assert "round 1/1" in said.err
+    assert "report  here/report.html" in said.out
+    assert "model   here/model.safetensors" in said.out
+    for name in ("study.toml", "study.json", "journal.sqlite", "model.safetensors", "report.html"):
+        assert (tmp_path / "here" / name).stat().st_size > 0
+    told = json.loads((tmp_path / "here" / "study.json").read_text())
+    assert (told["train"]["rounds"], told["train"]["batch"]) == (1, 2)
+    record = read_record(tmp_path / "here")
+    assert record.study_hash == told["hash"]
+    assert record.command == "fedscan run study.toml --set train.rounds=1 --out here"
+    assert {s.metric for s in record.scores if s.split == "test"} >= {"dice", "hd95", "nsd"}
+    assert {s.metric for s in record.scores if s.split == "validation"} == {"dice"}
+    refused(fedscan("run", "study.toml", "--out", "here"), "already holds a run; add --resume")
+    refused(fedscan("run", "study.toml", "--out", "here", "--resume"), "another study (train.rounds was 1 and is 2)")
+    shutil.copy(tmp_path / "scans" / "east0_t1.nii", tmp_path / "scans" / "east1_t1.nii")
+    (tmp_path / "scans" / "east2_t1.nii").unlink()
+    again = fedscan("run", "study.toml", "--set", "train.rounds=1", "--out", "here", "--resume")
+    refused(again, "the cases have changed since the run in here began")
+
+
+def test_the_record_of_a_run(done: Path) -> None:
+    record = read_record(done / "run")
+    assert (record.name, record.method, record.seed, record.rounds) == ("balls", "fedavg", 1, 2)
+    assert record.labels == {"ball": 1}
+    assert [(s.name, s.expected, s.used, s.train, s.validation, s.test) for s in record.sites] == [
+        ("east", 5, 5, 3, 1, 1),
+        ("west", 5, 5, 3, 1, 1),
+    ]
+    asked = [(t.round, t.site, t.question) for t in record.turns]
+    assert asked == [
+        (r, site, question)
+        for r, questions in ((1, ("learn", "evaluate")), (2, ("learn", "evaluate")), (3, ("evaluate",)))
+        for question in questions
+        for site in ("east", "west")
+    ]
+    assert all(t.status == "answered" and t.bytes_up > 0 and t.numbers.get("loss", 1) > 0 for t in record.turns)
+    assert {t.privacy for t in record.turns} == {"weights", "statistics"}
+    assert set(record.comparisons) == {"local-only"}
+    assert {(s.trained_at, s.tested_at) for s in record.comparisons["local-only"]} == {
+        (a, b) for a in ("east", "west") for b in ("east", "west")
+    }
+    assert [(o.site, o.rank, o.image.shape) for o in record.overlays] == [
+        ("east", "best", (16, 16, 16)),
+        ("west", "best", (16, 16, 16)),
+    ]
+    east = record.overlays[0]
+    dice = 2 * ((east.prediction == 1) & (east.reference == 1)).sum() / (east.prediction.sum() + east.reference.sum())
+    assert dice == pytest.approx(east.dice)
+    assert east.spacing == (2.0, 1.0, 1.0)
+    assert "32 parameters" in record.travels
+    assert record.versions["torch"] == torch.__version__.split("+")[0] or "+" in record.versions["torch"]
+
+
+def test_unsettled_rows_are_not_in_the_record(done: Path, tmp_path: Path) -> None:
+    shutil.copytree(done / "run", tmp_path / "run")
+    import sqlite3
+
+    db = sqlite3.connect(tmp_path / "run" / "journal.sqlite")
+    db.execute("UPDATE head SET round = 1")
+    db.commit()
+    db.close()
+    assert {t.round for t in read_record(tmp_path / "run").turns} == {1}
+    with pytest.raises(ValueError, match="holds no run"):
+        read_record(tmp_path)
+
+
+def test_other_ways_to_carry_it_out_give_the_same_bits(fedscan: Command, done: Path) -> None:
+    study = done / "study.toml"
+    for name, words in (("strict", ["--strict"]), ("workers", ["--workers", 2])):
+        said = fedscan("run", study, "--out", name, "--cache", done / "cache", "--set", "run.baselines=[]", *words)
+        assert said.code == 0, said.err
+        assert same_model(done / "run", Path(name))
+
+
+def test_stopped_and_gone_on_with(fedscan: Command, done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fedscan.live import Show
+
+    seen = Show.__call__
+
+    def interrupt(self: Show, what: str, value: Any) -> None:
+        seen(self, what, value)
+        if what == "turn" and value.turn == (2, 0, "east"):
+            raise KeyboardInterrupt
+
+    words = ("run", done / "study.toml", "--out", "here", "--cache", done / "cache", "--set", "run.baselines=[]")
+    with monkeypatch.context() as patch:
+        patch.setattr(Show, "__call__", interrupt)
+        said = fedscan(*words)
+    assert said.code == 130
+    assert "Nothing is lost" in said.err
+    assert said.err.rstrip().endswith("--resume")
+    command = shlex.split(said.err.strip().splitlines()[-1])
+    assert fedscan(*command[1:]).code == 0
+    assert same_model(done / "run", Path("here"))
+
+
+def test_a_missing_site_stops_a_study_that_says_so(fedscan: Command, tmp_path: Path) -> None:
+    write_study(tmp_path, more='[run]\nabsent = "stop"\nsilent = {east = [1]}\n')
+    refused(fedscan("run", "study.toml"), "Nothing is lost; go on with --resume when the sites are back", code=3)
+
+
+def test_other_numerics_need_a_flag(fedscan: Command, done: Path, tmp_path: Path) -> None:
+    shutil.copytree(done / "run", tmp_path / "run")
+    words = ("run", done / "study.toml", "--out", "run", "--resume", "--cache", done / "cache")
+    refused(fedscan(*words, "--set", "run.threads=2"), "(threads was 1 and is 2); add --other-numerics to allow it")
+    assert fedscan(*words, "--set", "run.threads=2", "--other-numerics").code == 0
+    assert any("Resumed under other numerics" in note for note in read_record(tmp_path / "run").notes)
+    torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_predict_on_the_scans_own_grid(fedscan: Command, done: Path, tmp_path: Path, turned: bool) -> None:
+    source = nibabel.load(done / "scans" / "west0_t1.nii")
+    affine, voxels = source.affine, source.get_fdata()[:, :, :12]
+    if turned:  # left-handed, axes in another order
+        voxels, affine = (
+            voxels.transpose(2, 0, 1)[::-1],
+            np.array([[0, -1.0, 0, 9], [0, 0, 1, 5], [2, 0, 0, 7], [0, 0, 0, 1]]),
+        )
+    nibabel.save(nibabel.Nifti1Image(np.ascontiguousarray(voxels, np.float32), affine), tmp_path / "scan.nii.gz")
+    assert fedscan("predict", done / "run", "scan.nii.gz", "-o", "out/seg.nii.gz").code == 0
+    made = nibabel.load(tmp_path / "out" / "seg.nii.gz")
+    assert made.shape == voxels.shape
+    assert np.allclose(made.affine, affine)
+    assert set(np.unique(made.get_fdata())) <= {0, 1}
+    for words, sentence in (
+        (("none.nii", "-o", "x.nii"), "none.nii does not exist"),
+        (("scan.nii.gz", "-o", "x.png"), "ends in .nii or .nii.gz"),
+        (("scan.nii.gz", "scan.nii.gz", "-o", "x.nii"), "2 scans for a model that reads 1 sequences"),
+        (("scan.nii.gz", "-o", "x.nii", "--site", "north"), "the run has the sites east, west"),
+    ):
+        refused(fedscan("predict", done / "run", *words), sentence)
+
+
+def test_predict_with_a_site_of_its_own(fedscan: Command, done: Path) -> None:
+    run, scan = done / "run" / "baselines" / "local-only", done / "scans" / "west0_t1.nii"
+    refused(fedscan("predict", run, scan, "-o", "x.nii"), "choose one with --site: east, west")
+    for site in ("east", "west"):
+        assert fedscan("predict", run, scan, "-o", f"{site}.nii", "--site", site).code == 0
+    east, west = (nibabel.load(f"{site}.nii").get_fdata() for site in ("east", "west"))
+    assert not np.array_equal(east, west)
+
+
+def test_compare_goes_on_where_it_stood(fedscan: Command, tmp_path: Path) -> None:
+    write_study(tmp_path, more="[methods.fedprox]\nmu = 0.5\n")
+    words = ("compare", "study.toml", "--set", "train.rounds=1", "--set", "data.seed=0", "--out", "c")
+    refused(fedscan(*words, "--methods", "fedavg,fedporx"), "(was 'fedprox' meant?)")
+    refused(fedscan(*words, "--methods", "fedavg,fedavg"), "each once")
+    assert not (tmp_path / "c").exists()
+    said = fedscan(*words, "--methods", "fedavg")
+    assert said.code == 0
+    assert "compared with" in said.out
+    model = tmp_path / "c" / "fedavg" / "1" / "model.safetensors"
+    before = model.stat().st_mtime_ns
+    said = fedscan(*words, "--methods", "fedprox,fedavg", "--json")
+    assert said.code == 0
+    assert before == model.stat().st_mtime_ns
+    assert json.loads((tmp_path / "c" / "fedprox" / "1" / "study.json").read_text())["method"]["mu"] == 0.5
+    prox, fedavg = json.loads(said.out)
+    assert [(row["name"], row["seeds"]) for row in (prox, fedavg)] == [("fedprox", 1), ("fedavg", 1)]
+    assert prox["difference"] is None
+    assert fedavg["difference"]["difference"] == pytest.approx(fedavg["dice"]["mean"] - prox["dice"]["mean"])
+    assert (tmp_path / "c" / "comparison.html").stat().st_size > 0
+    assert (tmp_path / "c" / "fedavg" / "1" / "report.html").stat().st_size > 0
+    said = fedscan(*words, "--methods", "fedavg", "--set", "train.lr=0.5")
+    refused(said, "another study (train.lr was 0.01 and is 0.5)")
+
+
+def test_tables_as_json(fedscan: Command, done: Path) -> None:
+    methods = json.loads(fedscan("methods", "--json").out)
+    assert {"fedavg", "fedsegnet", "centralised"} <= {m["name"] for m in methods}
+    assert {"fedsegnet", "unet"} <= {m["name"] for m in json.loads(fedscan("models", "--json").out)}
+    assert json.loads(fedscan("tasks", "--json").out)[0]["name"] == "segmentation"
+    shown = json.loads(fedscan("show", "fedprox", "--json").out)
+    assert shown["hyperparameters"]["mu"]["allowed"] == "a number of at least 0"
+    record = read_record(done / "run")
+    for by in ("site", "round", "question"):
+        rows = json.loads(fedscan("ledger", done / "run", "--by", by, "--json").out)
+        assert {row[by] for row in rows} == {getattr(t, by) for t in record.turns}
+        assert sum(row["bytes_up"] for row in rows) == sum(t.bytes_up for t in record.turns)
+        assert sum(row["answered"] for row in rows) == len(record.turns) == 10
+    found = json.loads(fedscan("data", "check", done / "scans", "--json").out)
+    assert [(row["site"], row["used"]) for row in found["sites"]] == [("east", 5), ("west", 5)]
+
+
+def test_tables_as_text(fedscan: Command, done: Path) -> None:
+    for words, line in (
+        (("methods",), "fedprox"),
+        (("models",), "swin-unetr"),
+        (("tasks",), "segmentation"),
+        (("show", "fedprox"), "mu = 0.01  (a number of at least 0)"),
+        (("ledger", done / "run"), "east"),
+        (("data", "check", done / "scans"), "1 x 1 x 2"),
+        (("report", done / "run"), "report"),
+        (("--version",), "."),
+    ):
+        said = fedscan(*words)
+        assert (said.code, said.err) == (0, "")
+        assert line in said.out
+
+
+def test_mistakes_are_one_sentence(fedscan: Command, tmp_path: Path) -> None:
+    write_study(tmp_path)
+    for words, sentence in (
+        (("run", "none.toml"), "none.toml: no such file"),
+        (("run", "study.toml", "--data", "none"), "none does not exist"),
+        (("run", "study.toml", "--data", "."), "has no known layout"),
+        (("run", "study.toml", "--set", "train.rouns=1"), "--set train.rouns: [train] has no key 'rouns'"),
+        (("run", "study.toml", "--device", "tpu"), 'run.device = "tpu"'),
+        (("show", "fedavh"), "did you mean 'fedavg'"),
+        (("ledger", "none"), "none holds no run"),
+        (("report", "."), "holds no run"),
+        (("predict", ".", "x.nii", "-o", "y.nii"), "holds no run"),
+        (("data", "check", "none"), "none does not exist"),
+    ):
+        refused(fedscan(*words), sentence)
+    assert fedscan("run").code == 2
+    assert fedscan("ledger", "x", "--by", "day").code == 2
+
+
+def test_too_many_unusable_cases(fedscan: Command, tmp_path: Path) -> None:
+    write_study(tmp_path)
+    for i in range(3):
+        (tmp_path / "scans" / f"east{i}_t1.nii").write_bytes(b"no image")
+    refused(fedscan("run", "study.toml"), "3 of 10 cases cannot be used")
+    said = fedscan("data", "check", "scans")
+    refused(said, "3 of 10 cases cannot be used")
+    assert "left out: east1 of east" in said.out
+
+
+@pytest.mark.slow
+def test_real_scans_end_to_end(fedscan: Command, tmp_path: Path) -> None:
+    """Thirty hippocampus scans of 15 people at five sites, two rounds: it learns, and the report is written."""
+    source = shared("hippocampus")
+    head, *rows = (source / "cases.csv").read_text().splitlines()
+    small = tmp_path / "small"
+    people: dict[str, set[str]] = {"float": set(), "8bit": set(), "large": set()}
+    kept = [head]
+    for row in rows:
+        _, person, _, _, _, group, *_ = row.split(",")
+        if person in people[group] or len(people[group]) < (9 if group == "float" else 3):
+            people[group].add(person)
+            kept.append(row)
+    small.mkdir()
+    (small / "cases.csv").write_text("\n".join(kept) + "\n")
+    for part in ("images", "labels"):
+        (small / part).symlink_to(source / part)
+    (tmp_path / "study.toml").write_text(
+        '[data]\ncases = "small"\ngrid = [24, 24, 24]\n[model]\npreset = "tiny"\n[method]\nname = "fedsegnet"\n'
+        '[train]\nrounds = 2\nepochs = 2\noptimiser = "adam"\nlr = 0.005\n'
+    )
+    said = fedscan("run", "study.toml", "--out", "run")
+    assert said.code == 0, said.err
+    record = read_record(tmp_path / "run")
+    assert record.labels == {"anterior": 1, "posterior": 2}
+    assert len(record.sites) == 5
+    losses = [[t.numbers["loss"] for t in record.turns if t.round == r and "loss" in t.numbers] for r in (1, 2)]
+    assert np.mean(losses[1]) < np.mean(losses[0])
+    assert (tmp_path / "run" / "report.html").stat().st_size > 0
