@@ -166,6 +166,23 @@ def check_repeats(entry: Entry[Any], bench: Bench) -> None:
     assert first != digest(Desk(study_of(entry, bench, seed=1)).play())
 
 
+def check_pure(entry: Entry[Any], bench: Bench) -> None:
+    """A round changes neither the state nor the replies it is given, and draws from no generator of its own."""
+    desk = Desk(study_of(entry, bench))
+    state = desk.play(1)
+    given, chance = digest(state), torch.get_rng_state()
+    replies = [(asked.reply, digest(asked.reply)) for asked in desk.asked]
+    desk.round, desk.call, desk.asked = 2, 0, []
+    after = desk.study.method.round(desk, state)
+    assert digest(state) == given, "the state was changed in place"
+    assert digest(after) != given
+    replies += [(asked.reply, digest(asked.reply)) for asked in desk.asked]
+    desk.round, desk.call = 3, 0
+    desk.study.method.round(desk, after)
+    assert all(digest(reply) == was for reply, was in replies), "a reply was changed in place"
+    assert torch.equal(torch.get_rng_state(), chance), "the default generator was drawn from"
+
+
 def check_strict(entry: Entry[Any], bench: Bench, folder: Path) -> None:
     """Handing tensors over and sending every message through its bytes give the same bits."""
     plain = run(study_of(entry, bench), folder / "plain")
@@ -286,13 +303,16 @@ def check_statistics_travel(entry: Entry[Any], bench: Bench) -> None:
 
 
 def check_home_stays(entry: Entry[Any], bench: Bench, private: set[str]) -> None:
-    """No message and no answer carries a leaf that should stay at its site."""
-    desk = Desk(study_of(entry, bench))
+    """No message and no answer carries a leaf that should stay at its site, nor its moments."""
+    step = Step("adam", 0.01, batch=4, moments="averaged")
+    desk = Desk(study_of(entry, bench, step=step))
     desk.play()
+    assert not desk.refused, desk.refused
     for asked in desk.asked:
         for tree in (asked.message, asked.reply):
             for value in tree.values():
-                assert not isinstance(value, Weights) or not private & set(value), private & set(value)
+                told = {name.split("/")[-1] for name in value} if isinstance(value, Weights) else set()
+                assert not private & told, private & told
 
 
 def check_refuses_strangers(entry: Entry[Any], bench: Bench) -> None:
@@ -311,7 +331,7 @@ def check_refuses_strangers(entry: Entry[Any], bench: Bench) -> None:
 def check_bytes(entry: Entry[Any], bench: Bench) -> None:
     """An answer takes no more bytes than the card's formula, and without coding as many; names and numbers apart."""
     options = entry.resolve({})
-    desk = Desk(study_of(entry, bench))
+    desk = Desk(study_of(entry, bench, rounds=1))
     state = desk.play()
     some = published(state, "cairo")["weights"]
     weights: Weights = some if isinstance(some, Weights) else some["cairo"]

@@ -237,6 +237,21 @@ def test_the_way_down_is_coded_too() -> None:
         assert toy.same(dict(desk.memory[name]["base"]), dict(state["base"]))
 
 
+def test_a_change_for_another_model_is_refused() -> None:
+    """A site that does not hold what the server thinks says so, and is sent the whole next time."""
+    study = toy.study(get("fedsegnet").make({"down_bits": 8}), rounds=3)
+    desk = Desk(study)
+    state = study.start()
+    for number in (1, 2, 3):
+        desk.round, desk.call = number, 0
+        state = study.method.round(desk, state)
+        if desk.round == 1:
+            desk.memory["bergen"]["version"] = 0
+    assert desk.refused == ["bergen does not hold the model that a change was sent for; it needs the whole"]
+    last = {a.turn.site: "change" in a.message for a in desk.asked if a.turn.round == 3}
+    assert last == {"amsterdam": True, "bergen": False, "cairo": True}
+
+
 def test_a_damaged_message_is_refused() -> None:
     channel, x = sparse(0.5, 8), leaves([1.0, 2.0])
     blob, _ = channel.encode(x, None, torch.Generator())

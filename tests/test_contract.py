@@ -30,6 +30,11 @@ def test_repeats(name: str) -> None:
 
 
 @every_method
+def test_pure(name: str) -> None:
+    contract.check_pure(get(name), BENCHES["3D batch"])
+
+
+@every_method
 def test_strict(name: str, tmp_path: Path) -> None:
     contract.check_strict(get(name), BENCHES["2D"], tmp_path)
 

@@ -244,6 +244,15 @@ def test_cwt_hands_on_and_passes_over_the_silent() -> None:
     assert w(state) == [2.0, 0.0]
 
 
+def test_cwt_in_an_order_drawn_anew() -> None:
+    names = tuple("abcdef")
+    sites = Canned({n: [{"weights": leaves([0.0, 0.0])}] for n in names})
+    get("cwt").make({"order": "random"}).round(sites, {"weights": leaves([9.0, 9.0])})
+    tour = [n for n, _ in sites.asked]
+    assert sorted(tour) == list(names)
+    assert tour != list(names)
+
+
 def test_cwt_takes_the_moments_along_only_where_the_study_says_so() -> None:
     for moments, taken in (("travels", True), ("reset", False), ("kept", False)):
         desk = Desk(toy.study(get("cwt").make(), step=Step(optimiser="adam", lr=0.01, batch=32, moments=moments)))

@@ -238,6 +238,21 @@ def parameters_of(state: State) -> Weights:
     return weights.of(Kind.PARAMETER)
 
 
+def test_a_state_changed_in_place() -> None:
+    def plant(method: Method) -> Method:
+        def round(sites: Sites, state: State) -> State:
+            after = method.round(sites, state)
+            for name, leaf in parameters_of(state).items():
+                leaf.copy_(after["weights"][name])
+            return {**after, "weights": state["weights"]}
+
+        return replace(method, round=round)
+
+    contract.check_repeats(faulty(get("fedavg"), plant), BENCH)
+    with caught:
+        contract.check_pure(faulty(get("fedavg"), plant), BENCH)
+
+
 def test_a_reduction_that_is_only_nearly_so() -> None:
     def nearly(method: Method) -> Method:
         def round(sites: Sites, state: State) -> State:

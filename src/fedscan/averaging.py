@@ -16,7 +16,7 @@ from fedscan.parts.step import ServerStep, take
 from fedscan.parts.weigh import Weigh, by_cases
 from fedscan.schema import Schema, Weights, schema_of, weights_of
 from fedscan.site import Site, copy_of, fit
-from fedscan.spec import Leaves, Maybe, Number, Spec
+from fedscan.spec import Leaves, Maybe, Number, Refused, Spec
 
 NOTHING: Mapping[str, Spec] = MappingProxyType({})
 Train = Callable[[Site, nn.Module, Message], Tree]
@@ -85,6 +85,19 @@ class Parts(TypedDict, total=False):
     use: Callable[[Site, Message], nn.Module]
 
 
+def of_parameter(moment: str) -> str:
+    """The parameter whose moment has this name."""
+    return moment.split("/", 1)[1]
+
+
+def leaving(report: Tree, travels: frozenset[str]) -> Tree:
+    """The report with the moments of those parameters only that travel."""
+    if "optimizer" not in report:
+        return report
+    moments: Weights = report["optimizer"]
+    return {**report, "optimizer": moments.only(k for k in moments if of_parameter(k) in travels)}
+
+
 def update_spec(share: Share, channel: Channel, reports: Mapping[str, Spec]) -> Callable[[Terms], dict[str, Spec]]:
     """What an answer with an update holds: the coded leaves that travel, the cases, and what training reports."""
 
@@ -92,8 +105,9 @@ def update_spec(share: Share, channel: Channel, reports: Mapping[str, Spec]) -> 
         travels = share(terms.model)
         schema = {k: leaf for k, leaf in schema_of(terms.model).items() if k in travels}
         entries: dict[str, Spec] = {"update": channel.gives(schema), "cases": Number(low=1, whole=True), **reports}
-        if moments := terms.step.moments_schema(terms.model):
-            entries["optimizer"] = Maybe(Leaves(moments))
+        moments = terms.step.moments_schema(terms.model)
+        if some := {k: leaf for k, leaf in moments.items() if of_parameter(k) in travels}:
+            entries["optimizer"] = Maybe(Leaves(some))
         return entries
 
     return gives
@@ -139,7 +153,7 @@ def averaging(
         sent, rest = channel.encode(update, site.state.get("rest"), site.stream("channel"))
         if rest is not None:
             site.state["rest"] = rest
-        return {**report, "cases": site.cases, "update": sent}
+        return {**leaving(report, travels), "cases": site.cases, "update": sent}
 
     def init(model: nn.Module, names: tuple[str, ...]) -> State:
         return {"weights": copy_of(model).only(share(model))}
@@ -153,9 +167,9 @@ def averaging(
         shares = weigh(updates, state)
         each = (updates[name]["update"] for name in updates)
         merged = merge(list(each) if replies.resident else each, [shares[name] for name in updates])
-        if all("optimizer" in replies[name] for name in replies):
-            moments = mean((replies[name]["optimizer"] for name in replies), [shares[n] for n in replies])
-            state = {**state, "optimizer": moments}
+        if all("optimizer" in reply for reply in replies.values()):
+            moments = (reply["optimizer"] for reply in replies.values())
+            state = {**state, "optimizer": mean(moments, [shares[name] for name in replies])}
         total = sum(shares.values())
         return step({**state, "shares": {name: s / total for name, s in shares.items()}}, merged)
 
@@ -199,11 +213,13 @@ def arrivals(state: State, replies: Replies) -> State:
 def arrived(site: Site, message: Message, down: Channel) -> Weights:
     """The weights a site holds after a message: the whole that was sent, or its last with the change added."""
     if "change" in message:
+        if site.state.get("version") != message["version"] - 1:
+            raise Refused(f"{site.name} does not hold the model that a change was sent for; it needs the whole")
         base: Weights = site.state["base"]
         x = trees.add(base, down.decode(message["change"], base.schema))
     else:
         x = message["weights"]
     if "version" not in message:
         return x
-    site.state["base"] = x
+    site.state["base"], site.state["version"] = x, message["version"]
     return x
