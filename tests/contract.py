@@ -254,6 +254,32 @@ def check_refuses_nan(entry: Entry[Any], bench: Bench, folder: Path) -> None:
     assert digest(state) != digest(study.start())
 
 
+def check_refuses_poison(entry: Entry[Any], bench: Bench) -> None:
+    """From a site that sends NaN for weights, or noise for bytes, nothing is taken; the others go on."""
+    method = entry.make()
+
+    def spoil(value: Any) -> Any:
+        if isinstance(value, Weights):
+            return Weights({k: v * math.nan if v.is_floating_point() else v for k, v in value.items()}, value.kinds)
+        return torch.randint(0, 256, value.shape).to(value.dtype) if isinstance(value, Tensor) else value
+
+    def poisoned(question: Question) -> Question:
+        def reply(site: Site, message: Message) -> Tree:
+            said = question.reply(site, message)
+            return {k: spoil(v) for k, v in said.items()} if site.name == "cairo" else said
+
+        return replace(question, reply=reply)
+
+    study = study_of(entry, bench)
+    desk = Desk(replace(study, method=replace(method, answers=tuple(map(poisoned, method.answers)))))
+    state = desk.play()
+    assert len(desk.refused) == study.rounds
+    assert all("cairo" in why for why in desk.refused), desk.refused
+    assert {asked.turn.site for asked in desk.asked} == {"amsterdam", "bergen"}
+    assert finite(state)
+    assert digest(state) != digest(study.start())
+
+
 def check_reduces(entry: Entry[Any], bench: Bench) -> None:
     """At the settings on its card, the method is the other one, bit for bit."""
     rule = entry.card.reduces

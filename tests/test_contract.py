@@ -54,6 +54,11 @@ def test_refuses_nan(name: str, tmp_path: Path) -> None:
     contract.check_refuses_nan(get(name), BENCHES["2D"], tmp_path)
 
 
+@every_method
+def test_refuses_poison(name: str) -> None:
+    contract.check_refuses_poison(get(name), BENCHES["2D"])
+
+
 @every_bench
 @reducing
 def test_reduces(name: str, bench: str) -> None:
