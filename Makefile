@@ -27,5 +27,14 @@ test: .venv/ready    ## everything that CI runs, the slow tests too
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
 
+docs: .venv/ready    ## writes the pages that follow from code: methods, models, commands, keys of a study file
+	$(BIN)/python docs/make.py
+
+bench: .venv/ready   ## the figures of docs/benchmarks.md that need neither a GPU nor scans; some minutes
+	$(BIN)/python benchmarks/overhead.py --case unet
+	$(BIN)/python benchmarks/overhead.py --case cnn
+	$(BIN)/python benchmarks/codec.py
+	$(BIN)/python benchmarks/merge.py
+
 clean:           ## remove what the commands above made
 	rm -rf .venv build src/*.egg-info
