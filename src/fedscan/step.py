@@ -113,6 +113,7 @@ class Step:
         return {
             f"{key}/{name}": Leaf(() if key == "step" else tuple(p.shape), torch.float32, Kind.STATISTIC)
             for name, p in model.named_parameters()
+            if p.requires_grad
             for key in kinds
         }
 
@@ -122,4 +123,5 @@ def load_moments(optimizer: torch.optim.Optimizer, model: nn.Module, moments: We
     params = dict(model.named_parameters())
     for leaf, value in moments.items():
         key, name = leaf.split("/", 1)
-        optimizer.state[params[name]][key] = value.detach().clone()
+        p = params[name]
+        optimizer.state[p][key] = value.clone() if key == "step" else value.to(p.device, copy=True)  # steps stay on CPU
