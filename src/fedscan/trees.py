@@ -41,24 +41,27 @@ def zeros(a: Weights) -> Weights:
 
 @torch.no_grad()
 def sub(a: Weights, b: Weights) -> Weights:
-    """The change a - b on the names that b holds, counters too, in a's dtypes. ValueError where a lacks a name."""
+    """The change a - b on the names that b holds, counters too, in a's dtypes and on a's devices.
+
+    ValueError where a lacks a name.
+    """
     _shapes(b, a)
-    return Weights({k: (a[k] - v).to(a[k].dtype) for k, v in b.items()}, a.kinds)
+    return Weights({k: (a[k] - v.to(a[k].device)).to(a[k].dtype) for k, v in b.items()}, a.kinds)
 
 
 @torch.no_grad()
 def add(a: Weights, b: Weights, scale: float = 1.0) -> Weights:
-    """a + scale * b, in a's dtypes; a counter moves by the whole of b; a name that b lacks is copied from a.
+    """a + scale * b, in a's dtypes and on a's devices; a counter moves by the whole of b.
 
-    ValueError where b holds a name or a shape that a does not.
+    A name that b lacks is copied from a. ValueError where b holds a name or a shape that a does not.
     """
     _shapes(b, a)
 
     def leaf(name: str, x: Tensor) -> Tensor:
         if name not in b:
             return x.clone()
-        counts = a.kinds[name] is Kind.COUNTER
-        return (x + b[name] if counts else torch.add(x, b[name], alpha=scale)).to(x.dtype)
+        y = b[name].to(x.device)
+        return (x + y if a.kinds[name] is Kind.COUNTER else torch.add(x, y, alpha=scale)).to(x.dtype)
 
     return Weights({k: leaf(k, v) for k, v in a.items()}, a.kinds)
 

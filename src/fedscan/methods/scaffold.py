@@ -61,7 +61,7 @@ def scaffold(eta: Positive = 1.0) -> Method:
         plain_sgd(site.step)
         model, x, c = receive(site, message), message["weights"], message["control"]
         c_i = site.state.get("control") or trees.zeros(c)
-        pull = trees.sub(c, c_i)
+        pull = {name: leaf.to(site.slots.device) for name, leaf in trees.sub(c, c_i).items()}
 
         def correct(model: nn.Module) -> None:  # g <- g - c_i + c
             for name, p in model.named_parameters():
