@@ -40,7 +40,7 @@ class Letter:
     parcel: Parcel
     base: Base
     started: bool = False  # asked with ``start``: nobody waits for it
-    again: bool = False  # asked before, without an answer
+    again: bool = False  # asked before, without an answer that was accepted
     due: float = 0.0  # in a simulation, when a started question is answered
 
 
@@ -164,8 +164,8 @@ class Recorded:
         for name, row in rows.items():
             if row.status == "answered":
                 replies[name] = self._from_disk(row)
-            elif row.status == "open" and missing is None:
-                waiting[name] = letters[name]
+            elif missing is None and (row.status == "open" or self.study.absent == "stop"):
+                waiting[name] = replace(letters[name], again=row.status != "open")
         resident = not replies
         self.engine.send(list(waiting.values()))
         while waiting:
@@ -177,11 +177,12 @@ class Recorded:
             del waiting[answer.turn.site]
             if self._accept(row, answer, question):
                 replies[answer.turn.site] = answer.read
-            resident = resident and not self._commit_if_due()
+            resident = not self._commit_if_due() and resident
         if missing is None:
             missing = tuple(sorted(set(messages) - set(replies)))
             if missing and self.study.absent == "stop":
-                raise Absent(missing, question.name)  # not recorded: when the run is resumed, they are asked again
+                self.commit()  # the call stays open: when the run is resumed, the missing are asked again
+                raise Absent(missing, question.name)
             self.journal.close_call(self.round, call, missing)
         if len(replies) < need:
             raise Absent(missing, question.name)
@@ -259,7 +260,7 @@ class Recorded:
             row = self.journal.row(turn)
             if row is None:
                 base = self.journal.base(name)
-                row = Row(turn, question.name, question.privacy, parcel.digest, parcel.nbytes, now, base)
+                row = Row(turn, question.name, question.privacy, parcel.digest, self._down(name, parcel), now, base)
                 self.journal.put(row)
             elif (row.asked, row.question) != (parcel.digest, question.name):
                 raise Diverged(
@@ -271,7 +272,7 @@ class Recorded:
 
     def _accept(self, row: Row, answer: Answer, question: Question) -> bool:
         """Decides what becomes of an answer, and writes it into its row. True where the round will see it."""
-        row.seconds, row.answered, row.bytes_up = answer.seconds, answer.digest, answer.nbytes
+        row.seconds, row.answered, row.bytes_up, row.why = answer.seconds, answer.digest, answer.nbytes, ""
         if answer.absent or answer.refused:
             row.status, row.why = ("absent", answer.absent) if answer.absent else ("refused", answer.refused)
         else:
@@ -281,6 +282,8 @@ class Recorded:
                 row.status, row.numbers = "answered", numbers_of(tree)
                 if answer.changed:
                     self.journal.set_base(row.turn)
+                if blobs := self._parcels[row.turn].blobs:
+                    self.journal.set_held(row.turn.site, blobs)
                 self._pending.append(answer)
             except Refused as e:
                 row.status, row.why = "refused", str(e)
