@@ -11,10 +11,11 @@ lost leaves no trace in it.
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from fedscan import wire
 from fedscan.wire import Parcel
@@ -27,6 +28,10 @@ def nothing(event: str) -> None:
     """Does nothing. Tests put something that kills in its place."""
 
 
+class Damaged(RuntimeError):
+    """A file on a site's disk cannot be read. The text is one sentence: whose, of which round, and what to do."""
+
+
 @dataclass(frozen=True)
 class Receipt:
     """What a site keeps of a turn it answered."""
@@ -36,6 +41,12 @@ class Receipt:
     nbytes: int
     seconds: float
     changed: bool  # whether the memory did; if not, this turn keeps none
+
+
+def write_secret(file: BinaryIO) -> None:
+    """Writes 32 bytes that nobody can guess into a file that nobody else may read."""
+    os.fchmod(file.fileno(), 0o600)
+    file.write(os.urandom(32))
 
 
 class SiteDisk:
@@ -50,10 +61,11 @@ class SiteDisk:
         path = self.folder / "key"
         if not path.exists():
             self.folder.mkdir(parents=True, exist_ok=True)
-            secret = os.urandom(32)
-            wire.replace_file(path, lambda file: file.write(secret), durable=True)
-            path.chmod(0o600)
-        return path.read_bytes()
+            wire.replace_file(path, write_secret, durable=True)
+        key = path.read_bytes()
+        if len(key) != 32:
+            raise Damaged(f"the key of {self.folder.name} is damaged: restore the file {path} from a copy")
+        return key
 
     def turn(self, base: tuple[int, int]) -> Path:
         return self.folder / "turns" / f"{base[0]}.{base[1]}"
@@ -62,22 +74,34 @@ class SiteDisk:
         """The memory as it was after turn ``base``."""
         if base is None:
             return {}
-        listing = json.loads((self.turn(base) / "memory.json").read_text())
-        memory: dict[str, Any] = dict(listing["plain"])
-        for name, digest in listing["entries"].items():
-            memory[name] = wire.read_file(self.folder / "entries" / f"{digest}.safetensors")["entry"]
-        return memory
+        with self._reading("memory", base):
+            listing = json.loads((self.turn(base) / "memory.json").read_text())
+            memory: dict[str, Any] = dict(listing["plain"])
+            for name, digest in listing["entries"].items():
+                memory[name] = wire.read_file(self.folder / "entries" / f"{digest}.safetensors")["entry"]
+            return memory
 
     def receipt(self, turn: tuple[int, int]) -> Receipt | None:
         """The receipt of a turn whose answer is still here."""
         path = self.turn(turn)
         if not (path / "answer.safetensors").exists():
             return None
-        return Receipt(**json.loads((path / "receipt.json").read_text()))
+        with self._reading("receipt", turn):
+            return Receipt(**json.loads((path / "receipt.json").read_text()))
 
     def answer(self, turn: tuple[int, int]) -> Path:
         """Where the answer of a turn lies."""
         return self.turn(turn) / "answer.safetensors"
+
+    @contextmanager
+    def _reading(self, what: str, turn: tuple[int, int]) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as e:
+            raise Damaged(
+                f"the {what} of {self.folder.name} after round {turn[0]} cannot be read ({type(e).__name__}: {e}): "
+                f"restore the folder {self.folder} from a copy, or begin a new run"
+            ) from e
 
     def commit(
         self, turn: tuple[int, int], memory: dict[str, Any] | None, receipt: Receipt, answer: Parcel | None
@@ -116,14 +140,15 @@ class SiteDisk:
 
     def settle(self, keep: Iterable[Base]) -> None:
         """Drops every turn but those to keep, and the entries that no remaining memory holds."""
-        kept = {self.turn(base).name for base in keep if base is not None}
+        kept = {self.turn(base).name: base for base in keep if base is not None}
         turns = self.folder / "turns"
         if not turns.exists():
             return
         used = set()
         for path in turns.iterdir():
             if path.name in kept:
-                used |= set(json.loads((path / "memory.json").read_text())["entries"].values())
+                with self._reading("memory", kept[path.name]):
+                    used |= set(json.loads((path / "memory.json").read_text())["entries"].values())
             else:
                 shutil.rmtree(path, ignore_errors=True)
         self.event("site turns dropped")
