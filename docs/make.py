@@ -9,6 +9,7 @@ code. A key without a meaning, or a meaning without a key, is an error, so that 
 
 import inspect
 import json
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -186,7 +187,7 @@ def commands_page() -> str:
     ]
     for name, function in found:
         params = [written(p) for p in inspect.signature(function, eval_str=True).parameters.values()]
-        must = [word.replace(", --out", "") for word, _, default in params if default == "required"]
+        must = [re.sub(r", --\S+", "", word) for word, _, default in params if default == "required"]
         some = ["[options]"] if len(must) < len(params) else []
         parts += [f"## fedscan {name}", first_line(function)]
         parts.append(f"```text\nfedscan {' '.join([name, *must, *some])}\n```")

@@ -1,5 +1,6 @@
 """The pages say what is so: generated ones are fresh, links lead somewhere, examples run, commands exist."""
 
+import ast
 import re
 import shlex
 import subprocess
@@ -180,3 +181,29 @@ def test_a_figure_has_its_command_machine_and_spread() -> None:
             told = dict(zip(head, row, strict=True))
             if told["measured"] != "not measured":
                 assert all(told[what] for what in ("spread", "machine", "command")), row
+
+
+def floors() -> dict[str, int]:
+    """How high each module or package of fedscan stands, as docs/architecture.md has it; 0 is the ground."""
+    rows = re.search(r"^## Floors$.*?((?:^\|.*\|\n)+)", text_of("docs/architecture.md"), re.S | re.M)
+    assert rows
+    found = [re.findall(r"`(\w+)`", re.sub(r"\(.*?\)", "", line)) for line in rows[1].splitlines()[2:]]
+    return {name: height for height, names in enumerate(reversed(found)) for name in names}
+
+
+def imported(path: Path) -> Iterator[str]:
+    """The modules and packages of fedscan that a file imports, at its head or inside."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "fedscan":
+            inner = node.module.split(".")[1:2]
+            yield from inner or [alias.name for alias in node.names if not alias.name.startswith("__")]
+
+
+def test_the_floors_are_those_of_the_code() -> None:
+    package, height = ROOT / "src" / "fedscan", floors()
+    rooms = {path.stem for path in package.glob("*.py")} | {path.parent.name for path in package.glob("*/__init__.py")}
+    assert rooms - {"__init__"} <= set(height)
+    for path in package.rglob("*.py"):
+        room = path.relative_to(package).parts[0].removesuffix(".py")
+        for other in imported(path) if room != "__init__" else ():
+            assert height[other] <= height[room], f"{path.name} of {room} imports {other}, which stands above it"
