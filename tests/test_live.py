@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from fedscan.journal import Row
-from fedscan.ledger import ScoreRow, SiteRow
+from fedscan.ledger import ScoreRow, SiteRow, TurnRow
 from fedscan.live import Show, dice_of
 from fedscan.study import Turn
 
@@ -49,6 +49,17 @@ def test_lines_without_a_terminal() -> None:
         "round 2 was skipped: no answer",
         "  test  Dice 0.250 (east 0.250)  6.00 kB down, 4.00 kB up",
     ]
+
+
+def test_bytes_go_on_from_where_a_resumed_run_stood() -> None:
+    watch, out = show(terminal=False)
+    with watch:
+        watch("method", "fedavg")
+        watch("earlier", [TurnRow(1, 0, "east", "learn", "weights", "answered", 1.0, 1000, 500, 0.0, "", "")])
+        watch("round", 2)
+        watch("turn", turn("east", 2))
+        watch("scores", [score("east", 0.5)])
+    assert out.getvalue().splitlines()[-1].endswith("4.00 kB down, 2.50 kB up")
 
 
 def test_the_table_on_a_terminal() -> None:

@@ -4,6 +4,7 @@ import json
 import platform
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,7 +16,7 @@ from fedscan import wire
 from fedscan.engines.local import Local
 from fedscan.engines.workers import Workers
 from fedscan.journal import Journal
-from fedscan.ledger import read_record
+from fedscan.ledger import opened, read_record, read_turns
 from fedscan.method import State
 from fedscan.recorded import Engine
 from fedscan.run import Problem, Watch, run
@@ -84,7 +85,9 @@ def free(folder: Path, resume: bool) -> None:
 
 
 def carry_out(study: Study, folder: Path, how: How) -> State:
-    """The run itself, and how long it took."""
+    """The run itself, from where it stands, and how long it took."""
+    with closing(opened(folder)) as db:
+        how.watch("earlier", read_turns(db))
     begun = time.monotonic()
     try:
         return run(study, folder, resume=True, engine=lambda s, f: engine(s, f, how), watch=how.watch)

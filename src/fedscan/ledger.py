@@ -110,8 +110,8 @@ def read_record(folder: Path, beside: Mapping[str, Path] | None = None) -> Recor
     compared = {path.parent.name: path.parent for path in sorted(folder.glob("baselines/*/journal.sqlite"))}
     with closing(opened(folder)) as db:
         meta = dict(db.execute("SELECT key, value FROM meta"))
-        head = (db.execute("SELECT round FROM head").fetchone() or (-1,))[0]
-        turns = read_turns(db, head)
+        head = (db.execute("SELECT round FROM head").fetchone() or (0,))[0]
+        turns = read_turns(db)
         scores = read_scores(db, meta)
     study = json.loads(meta["study"])
     return Record(
@@ -120,7 +120,7 @@ def read_record(folder: Path, beside: Mapping[str, Path] | None = None) -> Recor
         study=study,
         study_hash=meta["study_hash"],
         seed=study["seed"],
-        rounds=min(max(head, 0), study["train"]["rounds"]),
+        rounds=min(head, study["train"]["rounds"]),
         labels=json.loads(meta["labels"]),
         sites=tuple(
             SiteRow(**{**row, "left_out": tuple(map(tuple, row["left_out"]))}) for row in json.loads(meta["sites"])
@@ -149,12 +149,12 @@ def opened(folder: Path) -> sqlite3.Connection:
     return db
 
 
-def read_turns(db: sqlite3.Connection, head: int) -> tuple[TurnRow, ...]:
+def read_turns(db: sqlite3.Connection) -> tuple[TurnRow, ...]:
     """The turns of settled rounds, in the order of round, call and site."""
     rows = db.execute(
         "SELECT round, call, site, question, privacy, status, seconds, bytes_down, bytes_up, asked_at, asked, answered,"
-        " why, numbers FROM turns WHERE round <= ? AND status != 'open' ORDER BY round, call, site",
-        (head,),
+        " why, numbers FROM turns WHERE round <= (SELECT round FROM head) AND status != 'open'"
+        " ORDER BY round, call, site"
     )
     return tuple(TurnRow(*(*row[:-1], json.loads(row[-1]))) for row in rows)
 

@@ -55,12 +55,15 @@ class Show:
             self.live.stop()
 
     def __call__(self, what: str, value: Any) -> None:
-        """Takes in one event: "method", "round", "turn", "scores" or "skipped"."""
+        """Takes in one event: "method", "earlier" (turns before a resume), "round", "turn", "scores" or "skipped"."""
         if what == "method":
             self.method, self.round = value, 0
             for seen in self.seen.values():
                 seen.down, seen.up, seen.loss, seen.state = 0, 0, None, ""
             self.say(f"{self.method}:")
+        elif what == "earlier":
+            for row in value:
+                self.count(row.site, row)
         elif what == "round":
             self.round = value
         elif what == "turn":
@@ -73,14 +76,19 @@ class Show:
         if self.live:
             self.live.refresh()  # by hand: a thread that refreshes would not get along with forked workers
 
-    def turn(self, row: Any) -> None:
-        """One answer, or that there is none."""
-        seen = self.seen[row.turn.site]
+    def count(self, site: str, row: Any) -> Seen:
+        """What one turn sent and reported."""
+        seen = self.seen[site]
         seen.down += row.bytes_down
         seen.up += row.bytes_up
-        seen.state = "" if row.status == "answered" else f"{row.status}: {row.why}"
         if row.numbers and "loss" in row.numbers:
             seen.loss = row.numbers["loss"]
+        return seen
+
+    def turn(self, row: Any) -> None:
+        """One answer, or that there is none."""
+        seen = self.count(row.turn.site, row)
+        seen.state = "" if row.status == "answered" else f"{row.status}: {row.why}"
         if seen.state:
             self.say(f"  round {row.turn.round}: {row.turn.site} {seen.state}")
 

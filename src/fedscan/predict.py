@@ -73,8 +73,9 @@ def predict(
 ) -> Path:
     """Segments one patient's scans with the model of the run in ``folder``, and writes the label map to ``out``.
 
-    ``scans`` are NIfTI files, one for each sequence of the study in its order, or "sequence=file" where some are
-    missing. The label map lies on the voxels and the affine of the first scan, in the values of the label files.
+    ``scans`` are NIfTI files, one for each sequence of the study in its order, or one 4D file that holds them all, or
+    "sequence=file" where some are missing. The label map lies on the voxels and the affine of the first scan, in the
+    values of the label files.
     ``site`` chooses whose model, where sites have their own. Raises Problem or ValueError for what does not fit.
     """
     if not out.name.endswith((".nii", ".nii.gz")):
@@ -111,6 +112,8 @@ def case_of(scans: Sequence[str], sequences: Sequence[str]) -> Case:
     named = [scan.partition("=") for scan in scans]
     if all(name in sequences and equals for name, equals, _ in named):
         images |= {name: Path(path) for name, _, path in named}
+    elif len(scans) == 1:  # of several sequences: its volumes are read in their order
+        images = dict.fromkeys(sequences, Path(scans[0]))
     elif len(scans) == len(sequences):
         images = {name: Path(scan) for name, scan in zip(sequences, scans, strict=True)}
     else:

@@ -146,8 +146,7 @@ def ledger(
     from fedscan.report.words import size
 
     with closing(opened(run)) as db:
-        head = (db.execute("SELECT round FROM head").fetchone() or (-1,))[0]
-        turns = read_turns(db, head)
+        turns = read_turns(db)
     groups: dict[Any, list[Any]] = defaultdict(list)
     for turn in turns:
         groups[getattr(turn, by)].append(turn)

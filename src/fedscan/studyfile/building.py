@@ -13,7 +13,7 @@ from fedscan.studyfile.file import StudyFile
 from fedscan.tasks.segmentation import Segmentation
 
 POOLED = "pooled"  # the one site of a centralised study
-KEEP = 1 << 30  # bytes of a split that may stay in memory; a larger one is read from disk each time
+KEEP = 4 << 30  # bytes of all sites' splits that may stay in memory; a larger one is read from disk each time
 
 
 def build(file: StudyFile, cases: Cases) -> Study:
@@ -57,7 +57,7 @@ def splits_of(file: StudyFile, of: Mapping[str, Mapping[str, Sequence[Any]]], si
         train = name == "train"
         return VolumeSplit(
             of[site][name], file.data.patch if train else None, file.augmentation if train else None,
-            file.device, file.data.foreground, KEEP,
+            file.device, file.data.foreground, KEEP // (3 * len(of)),
         )  # fmt: skip
 
     return Splits(volumes("train"), volumes("validation"), volumes("test"))

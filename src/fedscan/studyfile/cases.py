@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -141,7 +142,10 @@ def hospitals(seed: int, cache: Path) -> Path:
         partial = folder.with_name(f".{folder.name}.{os.getpid()}")
         partial.mkdir(parents=True, exist_ok=True)
         write_hospitals(partial, seed)
-        partial.rename(folder)
+        try:
+            partial.rename(folder)
+        except OSError:  # another process was first, and made the same
+            shutil.rmtree(partial)
     return folder
 
 

@@ -1,0 +1,61 @@
+"""Which scans make a case, and which test cases are worth a look."""
+
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+
+from fedscan.ledger import Overlay, ScoreRow, read_overlays
+from fedscan.predict import case_of, mean_dice, ranked, save
+from fedscan.run import Problem
+
+
+def row(site: str, case: str, value: float | None, trained_at: str = "federation", metric: str = "dice") -> ScoreRow:
+    return ScoreRow(3, "test", trained_at, site, case, case, "ball", metric, value)
+
+
+def scan(path: Path, *shape: int) -> str:
+    nibabel.save(nibabel.Nifti1Image(np.zeros(shape, np.float32), np.eye(4)), path)
+    return str(path)
+
+
+def test_scans_make_a_case(tmp_path: Path) -> None:
+    t1, t2 = (scan(tmp_path / name, 4, 4, 4) for name in ("a.nii", "b.nii"))
+    both = scan(tmp_path / "c.nii", 4, 4, 4, 2)
+    assert case_of([t1, t2], ["t1", "t2"]).images == {"t1": Path(t1), "t2": Path(t2)}
+    assert case_of([f"t2={t2}"], ["t1", "t2"]).images == {"t1": None, "t2": Path(t2)}
+    whole = case_of([both], ["t1", "t2"])
+    assert whole.open("t2").shape == (4, 4, 4)
+    with pytest.raises(Problem, match="3 scans for a model that reads 2 sequences: give t1, t2 in this order"):
+        case_of([t1, t1, t1], ["t1", "t2"])
+    with pytest.raises(Problem, match=r"t3=.* does not exist"):
+        case_of([f"t3={t1}"], ["t1"])
+
+
+def test_mean_dice_is_of_the_model_that_the_site_uses() -> None:
+    rows = [row("a", "1", 0.5), row("a", "1", 0.7), row("a", "2", None), row("a", "2", 3.0, metric="hd95")]
+    assert mean_dice(rows) == {("a", "1"): pytest.approx(0.6), ("a", "2"): None}
+    assert mean_dice([row("a", "1", 0.5, "a"), row("a", "1", 0.1, "b")]) == {("a", "1"): 0.5}
+
+
+def test_best_median_and_worst() -> None:
+    assert ranked({"a": 0.1, "b": 0.9, "c": 0.5, "d": 0.4, "e": None}) == [
+        ("best", "b"),
+        ("median", "d"),
+        ("worst", "a"),
+    ]
+    assert ranked({"a": 0.1, "b": 0.9}) == [("best", "b"), ("median", "a")]
+    assert ranked({"a": 0.1}) == [("best", "a")]
+    assert ranked({"a": None}) == []
+
+
+def test_overlays_are_kept_as_plain_arrays(tmp_path: Path) -> None:
+    image = np.arange(8, dtype=np.float32).reshape(2, 2, 2)
+    mask = (image > 3).astype(np.uint8)
+    kept = Overlay("east", "c 1", "best", None, image, mask, 1 - mask, (1.0, 2.0, 3.0))
+    save(kept, tmp_path / "east.best.npz")
+    (back,) = read_overlays(tmp_path)
+    assert (back.site, back.case, back.rank, back.dice, back.spacing) == ("east", "c 1", "best", None, (1.0, 2.0, 3.0))
+    assert np.array_equal(back.image, image)
+    assert np.array_equal(back.prediction, 1 - mask)
