@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from fedscan import trees
+from fedscan import trees, wire
 from fedscan.averaging import averaging
 from fedscan.engines.local import Local
 from fedscan.method import Message, Method, Sites, State, Tree, answer, just_weights, receive
@@ -212,3 +212,16 @@ def test_a_round_that_says_something_else_stops(tmp_path: Path) -> None:
     db.close()
     with pytest.raises(Diverged, match="round 1, call 0"):
         go(study(averaging()), tmp_path / "a", Watch(), resume=True)
+
+
+def test_weights_that_a_site_has_go_by_their_hash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was published after round 1 and scored there is not sent again to be trained on in round 2."""
+    monkeypatch.setattr(wire, "BLOB_BYTES", 1000)  # the toy's model is small
+    go(toy_study(averaging(), every=1), tmp_path / "a", Watch())
+    db = sqlite3.connect(tmp_path / "a" / "journal.sqlite")
+    down = {(r, q): b for r, q, b in db.execute("SELECT round, question, bytes_down FROM turns WHERE site = 'cairo'")}
+    db.close()
+    model = sum(leaf.nbytes for leaf in schema_of(toy_study(averaging()).terms.model).values())
+    assert down[1, "learn"] > model
+    assert down[1, "evaluate"] > model
+    assert down[2, "learn"] == down[1, "learn"] - model + 32

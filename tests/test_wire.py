@@ -212,7 +212,7 @@ def test_what_cannot_travel_is_named() -> None:
         ({"x": deep}, "nested deeper"),
         ({"x": lists}, "nested deeper"),
     ):
-        with pytest.raises(TypeError, match=words):
+        with pytest.raises((TypeError, Refused), match=words):
             wire.pack(message)
 
 
@@ -502,7 +502,7 @@ def test_depth_is_the_same_on_both_sides() -> None:
             raw = assembled({"__metadata__": {"message": json.dumps(tree)}}, b"")
             try:
                 wire.pack(tree)
-            except TypeError:
+            except (TypeError, Refused):
                 with pytest.raises(Refused, match="nested deeper"):
                     wire.unpack(raw)
             else:

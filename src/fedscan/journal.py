@@ -30,6 +30,7 @@ CREATE TABLE IF NOT EXISTS arrived (
   round INTEGER, position INTEGER, turn TEXT, PRIMARY KEY (round, position)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS once (round INTEGER, label TEXT, file TEXT, PRIMARY KEY (round, label)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS bases (site TEXT PRIMARY KEY, round INTEGER, call INTEGER) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS held (site TEXT PRIMARY KEY, blobs TEXT) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS scores (
   round INTEGER, split TEXT, trained_at TEXT, tested_at TEXT, "case" TEXT, subject TEXT, label TEXT, metric TEXT,
   value REAL);
@@ -164,6 +165,14 @@ class Journal:
 
     def set_base(self, turn: Turn) -> None:
         self.db.execute("REPLACE INTO bases VALUES (?, ?, ?)", (turn.site, turn.round, turn.call))
+
+    def held(self, site: str) -> list[str]:
+        """The weights, by SHA-256, that a site has from the last message it answered."""
+        v = self.db.execute("SELECT blobs FROM held WHERE site = ?", (site,)).fetchone()
+        return list(json.loads(v[0])) if v else []
+
+    def set_held(self, site: str, blobs: Iterable[str]) -> None:
+        self.db.execute("REPLACE INTO held VALUES (?, ?)", (site, json.dumps(list(blobs))))
 
     def _write(self) -> None:
         if self.unsaved:

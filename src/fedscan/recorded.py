@@ -174,8 +174,8 @@ class Recorded:
             if answer.absent and self.study.absent == "wait":
                 self.engine.send([replace(waiting[answer.turn.site], again=True)])
                 continue
-            del waiting[answer.turn.site]
-            if self._accept(row, answer, question):
+            letter = waiting.pop(answer.turn.site)
+            if self._accept(row, answer, question, letter.parcel):
                 replies[answer.turn.site] = answer.read
             resident = not self._commit_if_due() and resident
         if missing is None:
@@ -212,7 +212,7 @@ class Recorded:
                 answer = self.engine.receive(started=True)
                 turn, row = answer.turn, self._open[answer.turn]
                 question = self.study.questions[row.question]
-                read = answer.read if self._accept(row, answer, question) else None
+                read = answer.read if self._accept(row, answer, question, self._messages[turn]) else None
                 self.journal.arrive(self.round, self._position, turn)
                 self._commit_if_due()
             else:
@@ -270,7 +270,12 @@ class Recorded:
             letters[name] = Letter(turn, question.name, message, parcel, row.base)
         return rows, letters
 
-    def _accept(self, row: Row, answer: Answer, question: Question) -> bool:
+    def _down(self, site: str, parcel: Parcel) -> int:
+        """Bytes to a site: weights that it has from the last message it answered go by their hash."""
+        known = parcel.blobs.keys() & set(self.journal.held(site)) if parcel.blobs else set()
+        return parcel.nbytes - sum(parcel.blobs[digest] - 32 for digest in known)
+
+    def _accept(self, row: Row, answer: Answer, question: Question, parcel: Parcel) -> bool:
         """Decides what becomes of an answer, and writes it into its row. True where the round will see it."""
         row.seconds, row.answered, row.bytes_up, row.why = answer.seconds, answer.digest, answer.nbytes, ""
         if answer.absent or answer.refused:
@@ -282,7 +287,7 @@ class Recorded:
                 row.status, row.numbers = "answered", numbers_of(tree)
                 if answer.changed:
                     self.journal.set_base(row.turn)
-                if blobs := self._parcels[row.turn].blobs:
+                if blobs := parcel.blobs:
                     self.journal.set_held(row.turn.site, blobs)
                 self._pending.append(answer)
             except Refused as e:

@@ -243,6 +243,7 @@ def fit(
     """
     step, task = site.step, site.task
     optimizer = step.optimizer(model, site.lr, memory if memory is not None else site.state.get("optimizer"))
+    optimizer.zero_grad(set_to_none=True)  # a slot may hold gradients of an answer that was given up
     model.train()
     total = torch.zeros((), device=site.slots.device)
     seen = steps = waiting = 0

@@ -40,6 +40,7 @@ LETTER_OF = {kind: letter for letter, kind in LETTERS.items()}
 Buffer = np.ndarray[Any, np.dtype[np.uint8]]
 HEADER_LIMIT = 32 << 20  # bytes; the header of a model of 100,000 leaves takes a third of it
 DEPTH_LIMIT = 32
+BLOB_BYTES = 4096  # weights of at least this size go by their hash to a site that has them
 WHOLE = range(-(2**63), 2**64)  # the whole numbers that travel: those of 64 bits
 
 
@@ -49,6 +50,17 @@ class Parcel:
 
     header: bytes
     leaves: tuple[Tensor, ...]
+    weights: tuple[tuple[int, int], ...] = ()  # which runs of leaves are one Weights
+
+    @cached_property
+    def blobs(self) -> dict[str, int]:
+        """SHA-256 and bytes of each Weights that is large enough to go by its hash to who has it."""
+        found = {}
+        for begin, end in self.weights:
+            part = Parcel(b"", self.leaves[begin:end])
+            if part.nbytes >= BLOB_BYTES:
+                found[part.digest] = part.nbytes
+        return found
 
     @cached_property
     def nbytes(self) -> int:
@@ -85,41 +97,49 @@ def pack(message: Mapping[str, Any]) -> Parcel:
     Raises TypeError naming the entry that cannot travel: only weights, tensors, finite numbers, whole numbers of up
     to 64 bits, text, truth values, None, and mappings and lists of those do, nested at most 32 deep.
     """
-    entries: dict[str, Any] = {}
-    leaves: list[Tensor] = []
-    offset = 0
+    packer = _Packer()
+    tree = packer.walk(message, "", 0)
+    header = dumps({**packer.entries, "__metadata__": {"message": dumps(tree)}}).encode()
+    header += b" " * (-len(header) % 8)
+    return Parcel(len(header).to_bytes(8, "little") + header, tuple(packer.leaves), tuple(packer.runs))
 
-    def place(path: str, leaf: Tensor) -> None:
-        nonlocal offset
-        if leaf.dtype not in NAMES:
-            raise TypeError(f"{path}: a tensor of {leaf.dtype} cannot travel")
-        end = offset + leaf.numel() * leaf.element_size()
-        entries[path] = {"dtype": NAMES[leaf.dtype], "shape": list(leaf.shape), "data_offsets": [offset, end]}
-        offset = end
-        leaves.append(leaf.detach())
 
-    def walk(node: Any, path: str, depth: int) -> Any:
+class _Packer:
+    """Walks a tree and lays its leaves one after another. (Nested functions would keep the leaves in a cycle.)"""
+
+    def __init__(self) -> None:
+        self.entries: dict[str, Any] = {}
+        self.leaves: list[Tensor] = []
+        self.runs: list[tuple[int, int]] = []
+        self.offset = 0
+
+    def walk(self, node: Any, path: str, depth: int) -> Any:
         if depth > DEPTH_LIMIT:
             raise TypeError(f"{path[:80]}: what is nested deeper than {DEPTH_LIMIT} cannot travel")
         if isinstance(node, Weights):
+            begin = len(self.leaves)
             for name, leaf in node.items():
-                place(f"{path}/{name}", leaf)
+                self.place(f"{path}/{name}", leaf)
+            self.runs.append((begin, len(self.leaves)))
             return {"$w": "".join(LETTER_OF[node.kinds[k]] for k in node)}
         if isinstance(node, Tensor):
-            place(path, node)
+            self.place(path, node)
             return {"$t": 0}
         if isinstance(node, Mapping):
             for key in node:
                 if not isinstance(key, str) or key.startswith("$") or "/" in key:
                     raise TypeError(f"{path}: {key!r} cannot name an entry of a message")
-            return {key: walk(value, f"{path}/{key}", depth + 1) for key, value in node.items()}
+            return {key: self.walk(value, f"{path}/{key}", depth + 1) for key, value in node.items()}
         return plain(node, path, depth)
 
-    tree = walk(message, "", 0)
-    entries["__metadata__"] = {"message": dumps(tree)}
-    header = dumps(entries).encode()
-    header += b" " * (-len(header) % 8)
-    return Parcel(len(header).to_bytes(8, "little") + header, tuple(leaves))
+    def place(self, path: str, leaf: Tensor) -> None:
+        if leaf.dtype not in NAMES:
+            raise TypeError(f"{path}: a tensor of {leaf.dtype} cannot travel")
+        begin, self.offset = self.offset, self.offset + leaf.numel() * leaf.element_size()
+        self.entries[path] = {
+            "dtype": NAMES[leaf.dtype], "shape": list(leaf.shape), "data_offsets": [begin, self.offset]
+        }  # fmt: skip
+        self.leaves.append(leaf.detach())
 
 
 def plain(value: Any, path: str, depth: int = 0) -> Any:
@@ -132,7 +152,7 @@ def plain(value: Any, path: str, depth: int = 0) -> Any:
         return value
     if isinstance(value, float):
         if not math.isfinite(value):
-            raise TypeError(f"{path}: a number that is not finite cannot travel; send None where it is undefined")
+            raise Refused(f"{path}: a number that is not finite cannot travel; send None where it is undefined")
         return value
     if isinstance(value, list | tuple):
         if depth >= DEPTH_LIMIT:

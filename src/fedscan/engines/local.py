@@ -70,11 +70,11 @@ class Local:
             reply, memory, seconds = respond(
                 self.study, self.slots, turn, letter.question, message, before, lambda: disk.key
             )
+            parcel = wire.pack(reply)
         except Refused as e:
             return Answer(turn, refused=str(e), changed=False)
         self.event(f"computed {turn}")
         changed = memory.keys() != before.keys() or any(memory[k] is not before[k] for k in memory)
-        parcel = wire.pack(reply)
         receipt = Receipt(asked, parcel.digest, parcel.nbytes, seconds, changed)
         if self.strict:
             reply = wire.unpack(bytes(parcel))
