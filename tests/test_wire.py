@@ -1,5 +1,6 @@
 """A message as bytes and back: every tree comes back as it was, and no bytes do harm."""
 
+import gc
 import hashlib
 import io
 import json
@@ -7,6 +8,7 @@ import random
 import subprocess
 import sys
 import tracemalloc
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -214,6 +216,26 @@ def test_what_cannot_travel_is_named() -> None:
     ):
         with pytest.raises((TypeError, Refused), match=words):
             wire.pack(message)
+
+
+def test_a_parcel_that_is_gone_frees_its_leaves() -> None:
+    """Nothing waits for the collector of cycles: 64 answers would else lie in memory side by side."""
+
+    class Watched(np.ndarray[Any, Any]):
+        pass
+
+    memory = np.zeros(100, np.float32).view(Watched)
+    alive = weakref.ref(memory)
+    leaf = torch.from_numpy(memory)
+    del memory
+    gc.disable()
+    try:
+        parcel = wire.pack({"a": {"b": leaf, "w": Weights({"c": leaf})}})
+        assert alive() is not None
+        del leaf, parcel
+        assert alive() is None
+    finally:
+        gc.enable()
 
 
 # -- messages that someone has tampered with -------------------------------------------------------------------------
