@@ -63,7 +63,7 @@ def refused(tmp_path: Path, old: str, new: str) -> str:
     assert said.startswith(f"{tmp_path / 'study.toml'}, line ")
     assert "\n" not in said
     line = int(re.search(r", line (\d+)", said)[1])
-    changed = new.strip().split("\n")[-1]
+    changed = new.strip().split("\n")[0]
     assert changed in text.split("\n")[line - 1], f"line {line} is not where {changed!r} stands"
     return said.split(": ", 1)[1]
 
@@ -96,6 +96,8 @@ def refused(tmp_path: Path, old: str, new: str) -> str:
         ('preset = "tiny"', "widths = [4, 2.5]", "must be a list whose entries are each a whole number"),
         ("grid = [16, 16, 16]", "grid = [16, 16]", "but a list of 3, each a whole number of at least 1, belongs"),
         ("grid = [16, 16, 16]", "grid = 16", "but a list of 3, each a whole number of at least 1, belongs"),
+        ("[method]", "lam = 1.5\n[method]", "task.lam = 1.5, but a number of at least 0 and of at most 1"),
+        ("silent = {east = [2]}", 'baselines = ["local"]', 'run.baselines = "local", but a method ('),
         ("rim = [2, 3]", "rim = 0", "task.labels.rim = 0, but for each name a whole number above 0"),
         ("silent = {east = [2]}", "silent = {east = 2}", "run.silent.east = 2, but for each name a list"),
         ("silent = {east = [2]}", 'device = "gpu"', 'but "cpu", "cuda", "cuda:N" or "auto" belongs there'),
@@ -265,7 +267,9 @@ def test_data_that_do_not_suit_the_study_are_named(tmp_path: Path) -> None:
     for change, said in (
         ("run.silent.north=[1]", 'run.silent.north = "north", but a site (east, west)'),
         ("scores.tolerance.bal=1.0", "a label (ball) belongs there (was 'ball' meant?)"),
-        ("model.widths=[4]", "[model]: widths must be two or more"),
+        ("model.widths=[4]", "model: widths must be two or more"),
+        ("data.grid=[16, 16, 18]", "--set data.grid: data.grid: "),
+        ("data.patch=[8, 8, 6]", "--set data.patch: data.patch: "),
     ):
         with pytest.raises(Problem) as e:
             build(load(path, [change]), cases)

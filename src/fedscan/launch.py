@@ -64,12 +64,12 @@ def launch(file: StudyFile, folder: Path, how: How = How(), cases: Cases | None 
     """
     free(folder, how.resume)
     numerics(file)
+    others = [file.by(name) for name in file.run.baselines if name != file.method]  # each suits the study, or refuses
     cases = cases or read_cases(file, how.cache, how.tell)
     study = build(file, cases)
     describe(file, cases, study, folder, how)
-    for name in file.run.baselines:
-        if name != file.method:
-            baseline(file, name, cases, folder, how)
+    for other in others:
+        baseline(other, cases, folder / "baselines" / other.method, how)
     how.watch("method", file.method)
     carry_out(study, folder, how)
     keep(study, folder)
@@ -102,14 +102,12 @@ def engine(study: Study, folder: Path, how: How) -> Engine:
     return Local(study, folder, strict=how.strict)
 
 
-def baseline(file: StudyFile, name: str, cases: Cases, folder: Path, how: How) -> None:
-    """The same study by another method, in a folder of its own, without a report."""
-    other = file.by(name)
-    place = folder / "baselines" / name
-    study = build(other, cases)
-    describe(other, cases, study, place, replace(how, resume=True))
-    how.watch("method", name)
-    carry_out(study, place, how)
+def baseline(file: StudyFile, cases: Cases, folder: Path, how: How) -> None:
+    """Runs the same study by another method, without a report."""
+    study = build(file, cases)
+    describe(file, cases, study, folder, replace(how, resume=True))
+    how.watch("method", file.method)
+    carry_out(study, folder, how)
 
 
 def numerics(file: StudyFile) -> None:

@@ -4,9 +4,11 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import torch
+
 from fedscan.data.volumes import VolumeSplit
 from fedscan.run import Problem
-from fedscan.site import Splits
+from fedscan.site import Splits, first_model
 from fedscan.study import Study
 from fedscan.studyfile.cases import Cases, Labels, classes_of
 from fedscan.studyfile.file import StudyFile
@@ -43,11 +45,25 @@ def build(file: StudyFile, cases: Cases) -> Study:
         resolved=file.resolved(),
         hash=file.hash,
     )
-    try:
-        _ = study.terms  # the network, on no device: a wrong option is found before any work is done
-    except ValueError as e:
-        raise Problem(f"{file.places.of(('model',))}: [model]: {str(e).rstrip('.')}.") from e
+    try_out(file, study, len(cases.sequences))
     return study
+
+
+def try_out(file: StudyFile, study: Study, channels: int) -> None:
+    """Sends shapes without numbers through the network, so that what does not fit is found before any work is done.
+
+    Raises Problem for options that make no network, and for a grid or patch that the network does not take.
+    """
+    size = file.data.patch or file.data.grid
+    at: tuple[str, ...] = ("model",)
+    try:
+        model = first_model(study.task, study.seed).to("meta")  # not every network can be made without numbers
+        with torch.device("meta"), torch.no_grad():
+            at = ("data", "patch" if file.data.patch else "grid")
+            if size:
+                model(torch.empty(2, channels, *size))
+    except ValueError as e:
+        raise Problem(f"{file.places.of(at)}: {'.'.join(at)}: {str(e).rstrip('.')}.") from e
 
 
 def splits_of(file: StudyFile, of: Mapping[str, Mapping[str, Sequence[Any]]], site: str) -> Splits:

@@ -231,6 +231,7 @@ def read(raw: dict[str, Any], places: Places, text: str, file_method: str | None
         for name in TABLES
     }
     entry, options = read_method(free["method"], free["methods"], places, file_method)
+    baselines(tables["run"].baselines, places)
     model, model_options = read_model(free["model"], tables["data"], places, entry.card.model or "unet")
     tables["train"], step = read_step(tables["train"], entry.card, places)
     return StudyFile(
@@ -246,6 +247,16 @@ def cut(raw: dict[str, Any], name: str) -> Any:
     for step in above:
         place = place.get(step) if isinstance(place, dict) else None
     return place.pop(last, None) if isinstance(place, dict) else None
+
+
+def baselines(names: Sequence[str], places: Places) -> None:
+    """Raises Problem for a baseline that no method is."""
+    from fedscan.methods.registry import methods
+
+    for name in names:
+        if name not in methods():
+            allowed = f"a method ({', '.join(sorted(methods()))})"
+            raise places.wrong(("run", "baselines"), name, allowed, methods())
 
 
 def read_step(train: Any, card: Any, places: Places) -> tuple[Any, Step]:

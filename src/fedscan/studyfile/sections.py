@@ -126,11 +126,14 @@ def of_dataclass(name: str, described: Any, limits: Mapping[str, Any], without: 
     return create_model(name, __base__=Table, **made)
 
 
-def of_function(name: str, described: Any, without: Sequence[str] = ()) -> type[Table]:
+def of_function(name: str, described: Any, limits: Mapping[str, Any] = {}, without: Sequence[str] = ()) -> type[Table]:
     """A table with the parameters of a function that a study can write down: numbers, words, truth values, lists."""
     found = inspect.signature(described, eval_str=True).parameters.values()
     made: dict[str, Any] = {
-        p.name: (p.annotation, ... if p.default is p.empty else p.default)
+        p.name: (
+            Annotated[p.annotation, limits[p.name]] if p.name in limits else p.annotation,
+            ... if p.default is p.empty else p.default,
+        )
         for p in found
         if p.name not in without and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL) and writable(p.annotation)
     }
@@ -173,7 +176,9 @@ Train = of_dataclass(
 Train = create_model("Train", __base__=Train, rounds=(Whole, 10))
 Augment = of_dataclass("Augment", Augmentation, {"shift": _at_least, "probability": Field(ge=0, le=1)}, ["intensity"])
 Intensities = of_dataclass("Intensities", Intensity, {"brightness": _at_least, "noise": _at_least})
-Loss = of_function("Loss", dice_cross_entropy, ["logits", "labels"])
+Loss = of_function(
+    "Loss", dice_cross_entropy, {"lam": Field(ge=0, le=1), "smooth": _above}, without=["logits", "labels"]
+)
 Labels = Mapping[str, Annotated[int, Field(ge=1, le=65535)] | tuple[Annotated[int, Field(ge=1, le=65535)], ...]]
 LABELS = Field(None, description="for each name a whole number above 0 in the label files, or a list of those,")
 KIND: Any = Literal["segmentation"]
