@@ -281,7 +281,14 @@ def test_tables_as_json(fedscan: Command, done: Path) -> None:
     assert json.loads(fedscan("tasks", "--json").out)[0]["name"] == "segmentation"
     shown = json.loads(fedscan("show", "fedprox", "--json").out)
     assert shown["hyperparameters"]["mu"]["allowed"] == "a number of at least 0"
+    words = ("run", done / "study.toml", "--out", done / "run", "--resume", "--cache", done / "cache", "--json")
+    told = json.loads(fedscan(*words).out)
+    assert [(site["name"], set(site["dice"])) for site in told["sites"]] == [
+        ("east", {"fedavg", "local-only"}),
+        ("west", {"fedavg", "local-only"}),
+    ]
     record = read_record(done / "run")
+    assert told["hash"] == record.study_hash
     for by in ("site", "round", "question"):
         rows = json.loads(fedscan("ledger", done / "run", "--by", by, "--json").out)
         assert {row[by] for row in rows} == {getattr(t, by) for t in record.turns}
@@ -315,6 +322,7 @@ def test_mistakes_are_one_sentence(fedscan: Command, tmp_path: Path) -> None:
         (("run", "study.toml", "--data", "."), "has no known layout"),
         (("run", "study.toml", "--set", "train.rouns=1"), "--set train.rouns: [train] has no key 'rouns'"),
         (("run", "study.toml", "--device", "tpu"), 'run.device = "tpu"'),
+        (("run", "study.toml", "--device", "mps"), 'run.device = "mps", but a device that torch finds'),
         (("show", "fedavh"), "did you mean 'fedavg'"),
         (("ledger", "none"), "none holds no run"),
         (("report", "."), "holds no run"),
@@ -334,6 +342,20 @@ def test_too_many_unusable_cases(fedscan: Command, tmp_path: Path) -> None:
     said = fedscan("data", "check", "scans")
     refused(said, "3 of 10 cases cannot be used")
     assert "left out: east1 of east" in said.out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["centralised", "ensemble", "cwt", "local-only", "fedbn", "fedsegnet"])
+def test_methods_of_every_kind_end_in_a_report(fedscan: Command, tmp_path: Path, method: str) -> None:
+    write_study(tmp_path, method)
+    assert fedscan("run", "study.toml", "--out", "run").code == 0
+    record = read_record(tmp_path / "run")
+    own = {"east", "west"} if method == "local-only" else {"pooled" if method == "centralised" else "federation"}
+    assert {row.trained_at for row in record.scores} == own
+    assert {row.tested_at for row in record.scores} == {"east", "west"}
+    assert len(record.overlays) == 2
+    site = ["--site", "west"] if method == "local-only" else []
+    assert fedscan("predict", "run", "scans/west0_t1.nii", "-o", "seg.nii", *site).code == 0
 
 
 @pytest.mark.slow

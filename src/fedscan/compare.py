@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fedscan.launch import How, describe, launch, models_of, report
-from fedscan.ledger import Record, opened, read_record
+from fedscan.ledger import Record, ScoreRow, opened, read_record
 from fedscan.live import Show
 from fedscan.report.comparison import pooled_seeds
 from fedscan.report.page import write_comparison
@@ -99,10 +99,25 @@ def figures(runs: Mapping[str, Sequence[Record]]) -> list[dict[str, Any]]:
     return made
 
 
+def site_dice(record: Record) -> dict[str, list[ScoreRow]]:
+    """Final test scores by method: the run's own, then its baselines'; of the model that each site would use."""
+    ours = {record.method: home(final(record.scores))}
+    return ours | {name: home(final(rows)) for name, rows in record.comparisons.items()}
+
+
+def site_figures(record: Record) -> list[dict[str, Any]]:
+    """A run's mean test Dice by site and method, as numbers."""
+    tables = {name: by_site(rows, "dice") for name, rows in site_dice(record).items()}
+    return [
+        {"name": site.name, "test": site.test}
+        | {"dice": {name: asdict(table[site.name]) for name, table in tables.items() if site.name in table}}
+        for site in record.sites
+    ]
+
+
 def site_table(record: Record) -> tuple[tuple[str, ...], list[tuple[object, ...]]]:
     """Columns and rows of a run's test Dice by site, beside the baselines that it has."""
-    ours = {record.method: home(final(record.scores))}
-    ours |= {name: home(final(rows)) for name, rows in record.comparisons.items()}
+    ours = site_dice(record)
     tables = {name: by_site(rows, "dice") for name, rows in ours.items()}
     rows: list[tuple[object, ...]] = []
     for site in record.sites:

@@ -1,6 +1,7 @@
 """A study file carried out in a folder: cases read, the run recorded, its model, overlays and report written."""
 
 import json
+import os
 import platform
 import time
 from collections.abc import Mapping, Sequence
@@ -111,11 +112,13 @@ def baseline(file: StudyFile, cases: Cases, folder: Path, how: How) -> None:
 
 
 def numerics(file: StudyFile) -> None:
-    """Makes the numbers repeatable on a GPU, where the study asks for it."""
-    exact = file.run.mode == "exact"
-    if file.device.startswith("cuda"):
-        import os
-
+    """Makes the numbers repeatable on a GPU, where the study asks for it. Raises Problem where there is none."""
+    exact, kind = file.run.mode == "exact", file.device.split(":")[0]
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not there[kind]:
+        allowed = "a device that torch finds on this machine (cpu, or auto)"
+        raise file.places.wrong(("run", "device"), file.device, allowed)
+    if kind == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(exact)
         torch.backends.cudnn.benchmark = not exact

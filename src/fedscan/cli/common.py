@@ -39,8 +39,13 @@ def said(error: Exception) -> tuple[int, str]:
         return 3, f"The run has stopped: {text}. Nothing is lost; go on with --resume when the sites are back."
     if kinds & {"Problem", "ValueError", "Diverged"}:
         return 2, text
-    if "OperationalError" in kinds and "locked" in text:
-        return 2, "another process is at work in this folder; wait for it, or choose another --out"
+    if "WorkerDied" in kinds:
+        return 3, f"The run has stopped: {text}. Go on with --resume."
+    if "OutOfMemoryError" in kinds:
+        return 3, "The GPU's memory is full: lower train.batch, data.patch or data.grid. Nothing is lost."
+    if "OperationalError" in kinds:
+        locked = "another process is at work in this folder; wait for it, or choose another --out"
+        return 2, locked if "locked" in text else f"the run's journal cannot be written: {text}"
     if isinstance(error, OSError):
         return 2, text
     return 1, ""

@@ -45,6 +45,7 @@ def run(
     out: OUT = None,
     cache: CACHE = None,
     other_numerics: NUMERICS = False,
+    json: JSON = False,
 ) -> None:
     """Run a study; the folder then holds its record, its model and its report."""
     from fedscan.launch import How, free, launch
@@ -65,7 +66,7 @@ def run(
             page = launch(file, folder, how, cases)
     except KeyboardInterrupt:
         raise typer.Exit(common.interrupted("--resume")) from None
-    ended(folder, page)
+    ended(folder, page, json)
 
 
 def settings(given: list[str] | None, device: str | None) -> list[str]:
@@ -80,18 +81,21 @@ def left_out(rows: object) -> None:
             common.complain(f"left out: case {case} of {row.name}: {why}")
 
 
-def ended(folder: Path, page: Path) -> None:
+def ended(folder: Path, page: Path, json: bool) -> None:
     """The scores of a run that has come to its end, and where its things lie."""
-    from fedscan.compare import site_table
+    from fedscan.compare import site_figures, site_table
     from fedscan.launch import models_of
     from fedscan.ledger import read_record
 
-    columns, rows = site_table(read_record(folder))
-    common.print_table(columns, rows)
-    models = models_of(folder)
+    record, models = read_record(folder), models_of(folder)
     model = models[0] if len(models) == 1 else folder / "models"
+    places = {"report": page, "model": model, "ledger": folder / "journal.sqlite"}
+    if json:
+        common.print_json({"name": record.name, "hash": record.study_hash, "sites": site_figures(record), **places})
+        return
+    common.print_table(*site_table(record))
     print()
-    common.where(report=page, model=model, ledger=folder / "journal.sqlite")
+    common.where(**places)
 
 
 def compare(
