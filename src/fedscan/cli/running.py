@@ -26,12 +26,14 @@ def demo(
     seed: Annotated[int, typer.Option(min=0, help="Other patients, another order.")] = 0,
 ) -> None:
     """Five simulated hospitals segment 3D brain scans; nothing is downloaded."""
-    from fedscan.demo import demo as play  # type: ignore[import-not-found, unused-ignore]
+    from fedscan.demo import demo as play
 
+    folder = out or Path("runs/demo")
     try:
-        play(out or Path("runs/demo"), hard_site=hard_site, seed=seed)
+        page = play(folder, hard_site=hard_site, seed=seed)
     except KeyboardInterrupt:
         raise typer.Exit(common.interrupted()) from None
+    ended(folder, page, json=False)
 
 
 def run(
