@@ -107,7 +107,7 @@ def test_schedules_by_hand() -> None:
 def test_the_schedule_is_what_the_optimiser_steps_by() -> None:
     moved = []
     for schedule in ("constant", "cosine"):
-        s = site(Step(lr=0.1, batch=64, schedule=schedule), PlainToy(), round=3)  # type: ignore[arg-type]
+        s = site(Step(lr=0.1, batch=64, schedule=schedule), PlainToy(), round=3)
         before = s.slots.first()
         model = begun(s)
         fit(s, model)
@@ -185,7 +185,7 @@ def test_bfloat16_computes_low_and_keeps_float32_weights() -> None:
 
     results = {}
     for precision in ("float32", "bfloat16"):
-        s = site(Step(lr=0.1, batch=16, precision=precision, epochs=4), Spy())  # type: ignore[arg-type]
+        s = site(Step(lr=0.1, batch=16, precision=precision, epochs=4), Spy())
         model = begun(s)
         report = fit(s, model)
         assert {v.dtype for v in model.state_dict().values()} == {torch.float32, torch.int64}
@@ -322,7 +322,7 @@ def test_moments_travel_along_a_ring(tmp_path: Path) -> None:
 def test_adam_with_moments_kept_is_one_long_run() -> None:
     """Two fits that hand the moments on are one fit of twice the epochs, bias correction and all."""
     for optimiser in ("adam", "adamw"):
-        step = Step(optimiser, lr=0.01, batch=16, moments="kept")  # type: ignore[arg-type]
+        step = Step(optimiser, lr=0.01, batch=16, moments="kept")
         s = site(step, PlainToy())
         batches = list(batches_of(s, 16, 2))
         model = begun(s)
@@ -339,7 +339,7 @@ def test_adam_with_moments_kept_is_one_long_run() -> None:
 def test_moments_are_what_the_schema_says() -> None:
     for step in (Step(momentum=0.9), Step("adam"), Step("adamw"), Step()):
         for moments in ("averaged", "travels"):
-            s = site(replace(step, moments=moments, batch=32))  # type: ignore[arg-type]
+            s = site(replace(step, moments=moments, batch=32))
             report = fit(s, begun(s))
             Leaves(s.step.moments_schema(s.model())).check(report.get("optimizer", Weights({})), "the moments")
     assert Step("adam").moments_schema(toy.Net()) == {}
