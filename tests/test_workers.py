@@ -67,5 +67,5 @@ def test_a_worker_that_dies_is_named_and_the_run_goes_on(tmp_path: Path) -> None
 
 def test_an_error_at_a_site_is_told_in_one_sentence(tmp_path: Path) -> None:
     plan = study(averaging(train=lambda site, model, message: 1 / 0))  # type: ignore[arg-type,return-value]
-    with pytest.raises(RuntimeError, match=r"amsterdam, round 1, learn: ZeroDivisionError"):
+    with pytest.raises(RuntimeError, match=r"(amsterdam|bergen), round 1, learn: ZeroDivisionError"):
         run(plan, tmp_path / "run", engine=lambda s, f: Workers(s, f, 2))

@@ -63,8 +63,7 @@ class Study:
     @cached_property
     def terms(self) -> Terms:
         """The model's structure without its numbers, and the policy for local steps."""
-        with torch.device("meta"):
-            model = self.task.networks["model"]()
+        model = first_model(self.task, self.seed).to("meta")  # not made there: some networks compute while they are
         return Terms(model, self.step)
 
     @cached_property
@@ -120,12 +119,14 @@ def respond(
     if question not in study.questions:
         raise Refused(f"{turn.site} does not answer {question!r}; it answers {', '.join(study.questions)}")
     site = Site(
-        turn.site, study.task, study.splits(turn.site), study.step, slots, dict(state),
+        turn.site, study.task, study.splits(turn.site), study.step, slots, apart(state),
         study.seed, turn.round, study.rounds, turn.call, key,
     )  # fmt: skip
-    begun = time.perf_counter()
+    begun, versions = time.perf_counter(), [t._version for t in tensors(state)]
     with seeded(seed_of(study.seed, *turn, "default"), slots.device):
         reply = study.questions[question](site, message)
+    if versions != [t._version for t in tensors(state)]:
+        raise RuntimeError(f"{question} changed a tensor of its memory in place: put a new one into site.state")
     taken = slots.pointers()
     reply, memory = settled(reply, taken), settled(site.state, taken)
     return reply, memory, time.perf_counter() - begun
@@ -144,15 +145,47 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
         torch.set_rng_state(before)
 
 
-def settled(tree: Any, taken: set[int]) -> Any:
-    """The tree with its tensors on the processor and out of the slots, which the next answer overwrites."""
+def apart(tree: Any) -> Any:
+    """The tree with mappings and lists of its own; its tensors are shared, and must not be written to."""
     if isinstance(tree, Weights):
-        return Weights({k: settled(v, taken) for k, v in tree.items()}, tree.kinds)
-    if isinstance(tree, Tensor):
-        tree = tree.detach()
-        return tree.clone() if tree.device.type == "cpu" and tree.data_ptr() in taken else tree.cpu()
+        return tree
     if isinstance(tree, dict):
-        return {k: settled(v, taken) for k, v in tree.items()}
+        return {k: apart(v) for k, v in tree.items()}
+    return [apart(v) for v in tree] if isinstance(tree, list) else tree
+
+
+def tensors(tree: Any) -> Iterator[Tensor]:
+    """The tensors of a tree, in order."""
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, dict):
+        for value in tree.values():
+            yield from tensors(value)
+
+
+def unchanged(after: Any, before: Any) -> bool:
+    """Whether two trees hold the same tensors (the very same ones) and equal values."""
+    if isinstance(after, dict) and isinstance(before, dict):
+        return after.keys() == before.keys() and all(unchanged(after[k], before[k]) for k in after)
+    if isinstance(after, Tensor) or isinstance(before, Tensor):
+        return after is before
+    return type(after) is type(before) and bool(after == before)
+
+
+def settled(tree: Any, taken: set[int]) -> Any:
+    """The tree with its tensors on the processor and out of the slots, which the next answer overwrites.
+
+    What needs no change is handed back as the same object, so that an unchanged memory can be told from a changed one.
+    """
+    if isinstance(tree, Weights | dict):
+        new = {k: settled(v, taken) for k, v in tree.items()}
+        if all(new[k] is tree[k] for k in new):
+            return tree
+        return Weights(new, tree.kinds) if isinstance(tree, Weights) else new
+    if isinstance(tree, Tensor):
+        if tree.device.type == "cpu" and not tree.requires_grad and tree.data_ptr() not in taken:
+            return tree
+        return tree.detach().cpu().clone() if tree.data_ptr() in taken else tree.detach().cpu()
     return tree
 
 

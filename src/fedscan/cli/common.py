@@ -37,7 +37,7 @@ def said(error: Exception) -> tuple[int, str]:
     text = " ".join(str(error).split()) or type(error).__name__
     if "Absent" in kinds:
         return 3, f"The run has stopped: {text}. Nothing is lost; go on with --resume when the sites are back."
-    if kinds & {"Problem", "ValueError", "Diverged"}:
+    if kinds & {"Problem", "ValueError", "Diverged", "Damaged", "WorkerDied"}:
         return 2, text
     if "WorkerDied" in kinds:
         return 3, f"The run has stopped: {text}. Go on with --resume."

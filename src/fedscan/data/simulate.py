@@ -29,6 +29,7 @@ HONESTY = "Anatomy: MNI152 average template. Individuals, lesions, scanners and 
 TEMPLATE_MM = 3.0
 # The template is larger than most heads, and an individual must fit into the grid.
 MEAN_SIZE, SIZE_SPREAD = 0.94, 0.08
+GAMMA_SPREAD = 0.15
 
 
 @dataclass(frozen=True)
@@ -59,53 +60,48 @@ class Hospital:
     description: str
     scanner: Scanner
     cases: int
-    prevalence: float
-    lesion_mm: tuple[float, float] = (10.0, 17.0)
+    prevalence: float = 1.0
+    lesion_mm: tuple[float, float] = (11.0, 17.0)
     generous_mm: float = 0.0
     smooth_mm: float = 0.0
 
 
 FIVE = (
-    Hospital("Alder", "3 T, clean images; traces closely", Scanner(0.95, 0.08, 0.02, 5, 1200), 16, 0.9),
+    Hospital("Alder", "3 T, clean images; traces closely", Scanner(0.95, 0.1, 0.03, 5, 1200), 12),
     Hospital(
         "Birch",
         "1.5 T, noisy images, flat contrast; traces generously",
-        Scanner(0.75, 0.12, 0.055, 5, 600),
-        14,
-        0.9,
-        generous_mm=0.6,
+        Scanner(0.8, 0.15, 0.08, 5, 600),
+        9,
+        generous_mm=0.3,
     ),
     Hospital(
         "Cedar",
         "1.5 T, strong bias field; traces tightly",
-        Scanner(1.1, 0.35, 0.03, 5, 900),
-        14,
-        0.85,
-        generous_mm=-0.6,
+        Scanner(1.1, 0.45, 0.04, 5, 900),
+        9,
+        generous_mm=-0.3,
     ),
     Hospital(
         "Elm",
         "3 T, 10 mm slices; smooths its outlines",
-        Scanner(1.0, 0.12, 0.025, 10, 2000),
-        12,
-        0.8,
-        smooth_mm=2.5,
+        Scanner(1.0, 0.15, 0.035, 10, 2000),
+        8,
+        smooth_mm=2.0,
     ),
     Hospital(
         "Fir",
         "3 T, hard contrast, some noise; many large lesions",
-        Scanner(1.35, 0.15, 0.04, 5, 400),
-        10,
-        1.0,
+        Scanner(1.3, 0.2, 0.055, 5, 400),
+        7,
         lesion_mm=(13.0, 20.0),
     ),
 )
 HARD = Hospital(
     "Hazel",
     "inverted contrast: fluid and lesions bright, white matter dark",
-    Scanner(1.0, 0.12, 0.03, 5, 800, inverted=True),
-    14,
-    0.9,
+    Scanner(1.0, 0.15, 0.04, 5, 800, inverted=True),
+    9,
 )
 
 
@@ -182,7 +178,8 @@ def acquire(t1: Array, brain: Array, scanner: Scanner, rng: np.random.Generator)
     """The scan (32, 40, 32) that a scanner makes of a T1 (0 to 1): contrast, bias, slices, Rician noise, units."""
     contrast = 1.05 - 0.9 * t1 if scanner.inverted else t1
     field = _smooth(rng, (3, 3, 3))
-    seen = brain * np.clip(contrast, 0, None) ** scanner.gamma * np.exp(scanner.bias * field / np.abs(field).max())
+    gamma = scanner.gamma * np.exp(rng.normal(0, GAMMA_SPREAD))  # no two scans have quite the same settings
+    seen = brain * np.clip(contrast, 0, None) ** gamma * np.exp(scanner.bias * field / np.abs(field).max())
     cut, join = _slices(scanner.slice_mm)
     sliced = seen @ cut
     real, imaginary = rng.normal(0, scanner.noise, (2, *sliced.shape))

@@ -16,7 +16,7 @@ from fedscan.memory import Base, Event, Receipt, SiteDisk, nothing
 from fedscan.recorded import Answer, Letter
 from fedscan.schema import Weights
 from fedscan.spec import Refused
-from fedscan.study import Study, Turn, respond
+from fedscan.study import Study, Turn, respond, unchanged
 from fedscan.wire import Parcel
 
 MEMORY_BYTES = 64 << 20  # of site memories held live; beyond it they are read back from disk
@@ -74,7 +74,7 @@ class Local:
         except Refused as e:
             return Answer(turn, refused=str(e), changed=False)
         self.event(f"computed {turn}")
-        changed = memory.keys() != before.keys() or any(memory[k] is not before[k] for k in memory)
+        changed = not unchanged(memory, before)
         receipt = Receipt(asked, parcel.digest, parcel.nbytes, seconds, changed)
         if self.strict:
             reply = wire.unpack(bytes(parcel))

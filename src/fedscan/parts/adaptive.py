@@ -120,6 +120,7 @@ def bounded(shares: Shares, low: float, high: float) -> Shares:
 
 
 def clipped(s: Sequence[float], x: float, low: float, high: float) -> list[float]:
+    """Each share times ``x``, held between the bounds."""
     return [min(max(x * value, low), high) for value in s]
 
 
