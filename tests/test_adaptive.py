@@ -151,6 +151,15 @@ def test_server_adam_is_fedadam() -> None:
     )
 
 
+def test_the_ablation_differs_in_its_weights_alone() -> None:
+    """Without adaptive aggregation, FedSegNet keeps its coding both ways and its server: what fedavg weights give."""
+    options = {"fraction": 0.2, "bits": 16, "down_fraction": 0.5, "down_bits": 8, "server": "adam", "eta": 0.05}
+    ablation = Desk(toy.study(get("fedsegnet-no-adaptive").make(options))).play()
+    assert toy.same(ablation, Desk(toy.study(get("fedsegnet").make({**options, "aggregation": "fedavg"}))).play())
+    adaptive_options = {"aggregation", "a", "h", "alpha", "beta", "gamma", "c", "cosine", "w_min", "w_max", "ema"}
+    assert get("fedsegnet").options.keys() - get("fedsegnet-no-adaptive").options.keys() == adaptive_options
+
+
 def test_three_clients_per_round() -> None:
     names = ("a", "b", "c", "d", "e")
     desk = Desk(toy.study(get("fedsegnet").make({"clients": 3}), names=names))

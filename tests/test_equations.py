@@ -191,6 +191,16 @@ def test_scaffold_controls_average_to_the_servers() -> None:
     check_scaffold_controls(get("scaffold").make())
 
 
+def test_scaffold_of_some_sites_a_round() -> None:
+    """Two of three sites are asked each round; the variates of all three still average to the server's."""
+    table = Desk(toy.study(get("scaffold").make({"clients": 2}), rounds=3))
+    state = table.play()
+    assert [len({a.turn.site for a in table.asked if a.turn.round == r}) for r in (1, 2, 3)] == [2, 2, 2]
+    for k, c in state["control"].items():
+        held = [table.memory[name]["control"][k] if table.memory[name] else 0 * c for name in table.names]
+        torch.testing.assert_close(sum(held) / 3, c, rtol=1e-4, atol=1e-6)
+
+
 def test_scaffold_with_one_local_step_is_large_batch_sgd() -> None:
     """With all sites and one step each, corrections cancel: x <- x - lr mean_i g_i(x), round after round."""
     desk = Desk(linear_study("scaffold", batch=1000, lr=0.1))

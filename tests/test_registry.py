@@ -29,7 +29,7 @@ torch.set_num_threads(1)
         ("fedsegnet", {"aggregation": "adaptiv"}, "'adaptive', 'divergence-only' or 'fedavg'"),
         ("fedsegnet", {"bits": 4}, "8, 16 or 32"),
         ("fedavg", {"clients": 0}, "clients of method 'fedavg' cannot be 0"),
-        ("scaffold", {"clients": 2}, "'clients' is no hyperparameter of 'scaffold'"),
+        ("cwt", {"clients": 2}, "'clients' is no hyperparameter of 'cwt'"),
     ],
 )
 def test_wrong_hyperparameters(name: str, options: dict[str, Any], sentence: str) -> None:

@@ -17,7 +17,9 @@ from fedscan.step import Moments, Step
 Family = Literal["averaging", "control variates", "travelling", "reference", "fedsegnet"]
 Bytes = Callable[[Schema, Mapping[str, Any]], int]  # (the leaves that travel, the hyperparameters) -> bytes per answer
 P = ParamSpec("P")
-CLIENTS = "clients"  # sites per round; every method that takes the parts of ``averaging`` takes it from a study file
+CLIENTS = (
+    "clients"  # sites per round; methods that take the parts of ``averaging`` get it from a study file as ``pick``
+)
 
 
 def dense(schema: Schema, options: Mapping[str, Any]) -> int:
@@ -105,10 +107,11 @@ class Entry(Generic[P]):
     def make(self, options: Mapping[str, Any] | None = None) -> Method:
         """The method with these hyperparameters, as a study file names them. ValueError as in ``resolve``."""
         resolved = self.resolve(options or {})
-        clients = resolved.pop(CLIENTS, None)
-        parts = {} if clients is None else {"pick": some(clients)}
         make: Callable[..., Method] = self.function
-        return make(**resolved, **parts)
+        if CLIENTS not in inspect.signature(make).parameters:
+            clients = resolved.pop(CLIENTS, None)
+            resolved |= {} if clients is None else {"pick": some(clients)}
+        return make(**resolved)
 
     def resolve(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """All hyperparameters with their values: the defaults, and those given.

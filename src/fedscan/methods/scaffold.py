@@ -9,7 +9,8 @@ from fedscan import trees
 from fedscan.averaging import mean
 from fedscan.method import Message, Method, Sites, State, Terms, Tree, answer, receive
 from fedscan.methods.card import card, dense, learned
-from fedscan.methods.kinds import Positive
+from fedscan.methods.kinds import Clients, Positive
+from fedscan.parts.pick import everyone, some
 from fedscan.parts.step import rate
 from fedscan.schema import Kind, Schema, schema_of, weights_of
 from fedscan.site import Site, copy_of, fit
@@ -45,11 +46,13 @@ def with_variate(schema: Schema, options: Mapping[str, Any]) -> int:
     needs="training cases with labels, and plain SGD",
     admits=plain_sgd,
 )
-def scaffold(eta: Positive = 1.0) -> Method:
+def scaffold(eta: Positive = 1.0, clients: Clients = None) -> Method:
     """y <- y - lr (g - c_i + c), c_i+ = c_i - c + (x - y) / (K lr). Karimireddy et al., ICML 2020, alg. 1, option II.
 
-    eta  the server's rate: x <- x + eta mean(y - x), c <- c + |S|/N mean(c_i+ - c_i); all sites count the same
+    eta      the server's rate: x <- x + eta mean(y - x), c <- c + |S|/N mean(c_i+ - c_i); all sites count the same
+    clients  |S|, sites per round, drawn anew; all N of them where nothing is said
     """
+    pick = everyone if clients is None else some(clients)
 
     def gives(terms: Terms) -> dict[str, Spec]:
         plain_sgd(terms.step)
@@ -81,7 +84,8 @@ def scaffold(eta: Positive = 1.0) -> Method:
         return {"weights": weights, "control": trees.zeros(weights.of(Kind.PARAMETER))}
 
     def round(sites: Sites, state: State) -> State:
-        replies = sites.ask(learn, {"weights": state["weights"], "control": state["control"]})
+        chosen = pick(sites.names, sites.random("pick"))
+        replies = sites.ask(learn, {"weights": state["weights"], "control": state["control"]}, to=chosen)
         even = [1.0] * len(replies)
         merged = mean((replies[name]["update"] for name in replies), even)
         change = mean((replies[name]["control"] for name in replies), even)

@@ -5,7 +5,7 @@ all of quality, divergence, volume and diversity, by divergence only (eq. 17), o
 "Adam for both local and global training" or plain averaging: ``server``. Batch, loss and network are the study's.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, Unpack
 
 from torch import nn
@@ -139,9 +139,21 @@ no_transformer = fedsegnet.variant(
     reduces=Reduction("fedavg", own={"fraction": 1.0, "bits": 32}),
     **FAREED,
 )
-def no_adaptive(fraction: Fraction = 1.0, bits: Bits = 8, feedback: bool = True, **rest: Unpack[Parts]) -> Method:
-    """FedAvg over coded updates with FedSegNet's network. Fareed et al., 2025, table 5."""
-    return averaging(**Parts(channel=sparse(fraction, bits, feedback)) | rest)
+def no_adaptive(
+    fraction: Fraction = 1.0,
+    bits: Bits = 8,
+    feedback: bool = True,
+    down_fraction: Fraction = 1.0,
+    down_bits: Bits = 32,
+    server: Literal["average", "adam"] = "average",
+    eta: Positive = 0.01,
+    **rest: Unpack[Parts],
+) -> Method:
+    """FedSegNet whose sites count by their cases; all its other options are kept. Fareed et al., 2025, table 5."""
+    make: Callable[..., Method] = fedsegnet.function
+    coding = {"fraction": fraction, "bits": bits, "feedback": feedback}
+    down = {"down_fraction": down_fraction, "down_bits": down_bits}
+    return make("fedavg", **coding, **down, server=server, eta=eta, **rest)
 
 
 @card(
@@ -183,9 +195,17 @@ def federated_unet(**rest: Unpack[Parts]) -> Method:
     reduces=Reduction("fedavg", own={"fraction": 1.0, "bits": 32}),
     **FAREED,
 )
-def fedavg_compressed(fraction: Fraction = 0.1, bits: Bits = 8, feedback: bool = True, **rest: Unpack[Parts]) -> Method:
+def fedavg_compressed(
+    fraction: Fraction = 0.1,
+    bits: Bits = 8,
+    feedback: bool = True,
+    down_fraction: Fraction = 1.0,
+    down_bits: Bits = 32,
+    **rest: Unpack[Parts],
+) -> Method:
     """FedAvg over coded updates. The row "FedAvg w/ Compression" of Fareed et al., 2025, table 1."""
-    return averaging(**Parts(channel=sparse(fraction, bits, feedback)) | rest)
+    parts = Parts(channel=sparse(fraction, bits, feedback), down=sparse(down_fraction, down_bits))
+    return averaging(**parts | rest)
 
 
 @card(
