@@ -341,6 +341,17 @@ def check_home_stays(entry: Entry[Any], bench: Bench, private: set[str]) -> None
                 assert not private & told, private & told
 
 
+def check_says_what_travels(entry: Entry[Any], bench: Bench) -> None:
+    """The leaves that are said to travel at the start are those in every message and answer, and no others are."""
+    desk = Desk(study_of(entry, bench))
+    desk.play()
+    said = desk.study.travelling
+    for asked in desk.asked:
+        for tree in (asked.message, asked.reply):
+            sent = {k for key in ("weights", "update") if isinstance(v := tree.get(key), Weights) for k in v}
+            assert not sent or sent == said, sent ^ said
+
+
 def check_refuses_strangers(entry: Entry[Any], bench: Bench) -> None:
     """A site answers the questions on the list and no others."""
     study = study_of(entry, bench)

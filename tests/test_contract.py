@@ -77,6 +77,11 @@ def test_statistics_travel(name: str) -> None:
 
 
 @every_method
+def test_says_what_travels(name: str) -> None:
+    contract.check_says_what_travels(get(name), BENCHES["3D batch"])
+
+
+@every_method
 def test_refuses_strangers(name: str) -> None:
     contract.check_refuses_strangers(get(name), BENCHES["2D"])
 

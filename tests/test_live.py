@@ -36,6 +36,15 @@ def play(watch: Show, method: str = "fedavg") -> None:
     watch("scores", [score("east", 0.5), score("east", 0.7), score("west", 0.2), score("west", None)])
 
 
+@pytest.mark.parametrize("terminal", [False, True])
+def test_what_travels_is_said_at_the_start(terminal: bool) -> None:
+    watch, out = show(terminal)
+    with watch:
+        watch("method", "fedbn")
+        watch("travels", "4 parameters travel; [2] stay at each site.")
+    assert "  4 parameters travel; [2] stay at each site." in out.getvalue()
+
+
 def test_lines_without_a_terminal() -> None:
     watch, out = show(terminal=False)
     with watch:

@@ -19,6 +19,7 @@ from fedscan.engines.workers import Workers
 from fedscan.journal import Journal
 from fedscan.ledger import opened, read_record, read_turns
 from fedscan.method import State
+from fedscan.parts.share import said
 from fedscan.recorded import Engine
 from fedscan.run import Problem, Watch, run
 from fedscan.schema import Weights, schema_of
@@ -71,7 +72,7 @@ def launch(file: StudyFile, folder: Path, how: How = How(), cases: Cases | None 
     describe(file, cases, study, folder, how)
     for other in others:
         baseline(other, cases, folder / "baselines" / other.method, how)
-    how.watch("method", file.method)
+    begin(file, study, how)
     carry_out(study, folder, how)
     keep(study, folder)
     return report(folder, how.tell) if how.report else folder
@@ -107,8 +108,14 @@ def baseline(file: StudyFile, cases: Cases, folder: Path, how: How) -> None:
     """Runs the same study by another method, without a report."""
     study = build(file, cases)
     describe(file, cases, study, folder, replace(how, resume=True))
-    how.watch("method", file.method)
+    begin(file, study, how)
     carry_out(study, folder, how)
+
+
+def begin(file: StudyFile, study: Study, how: How) -> None:
+    """Says what is about to run, and which leaves travel."""
+    how.watch("method", file.method)
+    how.watch("travels", travels(file, study))
 
 
 def numerics(file: StudyFile) -> None:
@@ -211,16 +218,15 @@ def versions() -> dict[str, str]:
 
 
 def travels(file: StudyFile, study: Study) -> str:
-    """Which leaves travel and which stay, in a sentence or two, from the method's card and the network."""
+    """Which leaves travel and which stay, counted on what the server would publish, and the method's own words."""
     from fedscan.methods.registry import get
 
     card = get(file.method).card
-    kinds = [leaf.kind for leaf in schema_of(study.terms.model).values()]
-    entries = sum(leaf.numel for leaf in schema_of(study.terms.model).values())
-    counts = ", ".join(f"{kinds.count(kind)} {kind}s" for kind in dict.fromkeys(kinds))
+    names = study.travelling
+    entries = sum(leaf.numel for name, leaf in schema_of(study.terms.model).items() if name in names)
     return (
-        f"The network has {counts} (P = {entries:,} entries). What travels: {card.travels}. "
-        f"Normalisation: {card.normalisation}."
+        f"{said(study.terms.model, lambda model: names)} Normalisation: {card.normalisation}. "
+        f"P = {entries:,} entries; {card.travels}."
     )
 
 

@@ -55,12 +55,14 @@ class Show:
             self.live.stop()
 
     def __call__(self, what: str, value: Any) -> None:
-        """Takes in one event: "method", "earlier" (turns before a resume), "round", "turn", "scores" or "skipped"."""
+        """Takes in one event: "method", "travels", "earlier" (turns before a resume), "round", "turn", "scores" ..."""
         if what == "method":
             self.method, self.round = value, 0
             for seen in self.seen.values():
                 seen.down, seen.up, seen.loss, seen.state = 0, 0, None, ""
             self.say(f"{self.method}:")
+        elif what == "travels":  # always said, above the table where there is one
+            self.console.print(f"  {value}", markup=False, highlight=False, soft_wrap=True)
         elif what == "earlier":
             for row in value:
                 self.count(row.site, row)

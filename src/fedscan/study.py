@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from fedscan.method import Message, Method, Question, State, Terms, Tree, answer
+from fedscan.method import Message, Method, Question, State, Terms, Tree, answer, published
 from fedscan.schema import Weights
 from fedscan.site import Site, Slots, Splits, Task, first_model, seed_of
 from fedscan.spec import Number, Refused, Table, Text
@@ -65,6 +65,12 @@ class Study:
         """The model's structure without its numbers, and the policy for local steps."""
         model = first_model(self.task, self.seed).to("meta")  # not made there: some networks compute while they are
         return Terms(model, self.step)
+
+    @cached_property
+    def travelling(self) -> frozenset[str]:
+        """The names of the leaves that the server publishes, and so sends; all others never leave their site."""
+        weights = published(self.start(), self.names[0])["weights"]
+        return frozenset(weights if isinstance(weights, Weights) else next(iter(weights.values())))
 
     @cached_property
     def questions(self) -> dict[str, Question]:

@@ -50,4 +50,4 @@ def said(model: nn.Module, share: Share) -> str:
 
     stays = frozenset(kinds) - travels
     home = f"{count(stays)} ({len(stays & norm)} of them of normalisation layers)" if stays else "nothing"
-    return f"{count(travels)} travel ({len(travels & norm)} of normalisation layers); {home} stays at each site."
+    return f"{count(travels)} travel ({len(travels & norm)} of normalisation layers); {home} {'stay' if stays else 'stays'} at each site."
