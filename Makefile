@@ -19,13 +19,13 @@ check: .venv/ready   ## lint, types and the fast tests: before every commit
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -m 'not slow'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m 'not slow'
 
 test: .venv/ready    ## everything that CI runs, the slow tests too
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 docs: .venv/ready    ## writes the pages that follow from code: methods, models, commands, keys of a study file
 	$(BIN)/python docs/make.py

@@ -84,9 +84,8 @@ class Step:
         correct: Callable[[nn.Module], None] | None,
     ) -> None:
         """One step on the mean of the gradients of ``waiting`` batches, corrected and clipped; then none are left."""
-        grads = [p.grad for p in model.parameters() if p.grad is not None]
         if waiting > 1:
-            torch._foreach_div_(grads, waiting)
+            torch._foreach_div_([p.grad for p in model.parameters() if p.grad is not None], waiting)
         if correct:
             correct(model)
         if self.clip is not None:

@@ -37,6 +37,7 @@ class Local:
         self._computed: dict[Turn, tuple[Parcel, dict[str, Any], Receipt]] = {}  # and not yet on disk
         self._live: dict[str, tuple[Base, dict[str, Any]]] = {}  # a site's memory, and the turn it is of
         self._written: set[str] = set()  # sites with turns on disk that may be dropped
+        self._past = {name for name, disk in self.disks.items() if (disk.folder / "turns").exists()}
 
     def send(self, letters: Sequence[Letter]) -> None:
         for letter in letters:
@@ -54,7 +55,7 @@ class Local:
         if turn.round in self.study.silent.get(turn.site, ()) and not letter.again:
             return Answer(turn, absent=f"{turn.site} did not answer in round {turn.round} (simulated)")
         disk = self.disks[turn.site]
-        known = disk.receipt((turn.round, turn.call))
+        known = disk.receipt((turn.round, turn.call)) if turn.site in self._past else None
         if known:
             if known.asked != asked:
                 return Answer(turn, refused=f"{turn.site} was asked something else under turn {turn}")
