@@ -6,9 +6,12 @@ import nibabel
 import numpy as np
 import pytest
 
+from fedscan.launch import How, launch
 from fedscan.ledger import Overlay, ScoreRow, read_overlays
-from fedscan.predict import case_of, mean_dice, ranked, save
+from fedscan.predict import case_of, mean_dice, predict, ranked, save
 from fedscan.run import Problem
+from fedscan.studyfile import load
+from tinystudy import write_study
 
 
 def row(site: str, case: str, value: float | None, trained_at: str = "federation", metric: str = "dice") -> ScoreRow:
@@ -59,3 +62,13 @@ def test_overlays_are_kept_as_plain_arrays(tmp_path: Path) -> None:
     assert (back.site, back.case, back.rank, back.dice, back.spacing) == ("east", "c 1", "best", None, (1.0, 2.0, 3.0))
     assert np.array_equal(back.image, image)
     assert np.array_equal(back.prediction, 1 - mask)
+
+
+def test_where_layers_stay_at_sites_one_must_be_named(tmp_path: Path) -> None:
+    """The first site's norm layers are not what a stranger's scan is meant to be segmented with, unasked."""
+    file = load(write_study(tmp_path, "fedbn"), ["train.rounds=1"])
+    launch(file, tmp_path / "run", How(report=False, cache=tmp_path / "cache"))
+    scans = [str(tmp_path / "scans" / "east0_t1.nii")]
+    with pytest.raises(Problem, match="choose one with --site: east, west"):
+        predict(tmp_path / "run", scans, tmp_path / "seg.nii")
+    assert predict(tmp_path / "run", scans, tmp_path / "seg.nii", site="west").exists()

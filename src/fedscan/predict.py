@@ -85,7 +85,7 @@ def predict(
     case = case_of(scans, run.facts["sequences"])
     recipe = replace(recipe_of(run.file, run.facts["sequences"], run.facts["labels"]), dtype="float32")
     image, _, _, _ = compute(case, recipe)
-    model = run.model(study, chosen(run, site))
+    model = run.model(study, chosen(run, study, site))
     task: Any = study.task
     found = task.predict(model, torch.from_numpy(np.ascontiguousarray(image))[None].to(study.device))
     first = next(path for path in case.images.values() if path is not None)
@@ -97,12 +97,13 @@ def predict(
     return out
 
 
-def chosen(run: Run, site: str | None) -> str:
-    """Whose model is used. Where every site has its own, one must be named."""
+def chosen(run: Run, study: Study, site: str | None) -> str:
+    """Whose model is used. Where every site has its own, or a part of its own, one must be named."""
     if site is not None and site not in run.names:
         raise Problem(f"--site {site}: the run has the sites {', '.join(run.names)}")
-    if site is None and "for" in run.state:
-        raise Problem(f"every site has a model of its own here; choose one with --site: {', '.join(run.names)}")
+    own = "for" in run.state or study.travelling < study.terms.model.state_dict().keys()
+    if site is None and own and len(run.names) > 1:
+        raise Problem(f"every site has layers of its own here; choose one with --site: {', '.join(run.names)}")
     return site or run.names[0]
 
 
