@@ -2,6 +2,7 @@
 
 import json
 import re
+import sqlite3
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from fedscan.run import Problem
+from fedscan.run import Problem, run
 from fedscan.studyfile import again, build, load, read_cases
 from fedscan.studyfile.places import lines_of
 from tinystudy import write_scans, write_study
@@ -238,6 +239,30 @@ def test_a_study_is_built_from_its_data(tmp_path: Path) -> None:
         [*made.splits("east").train.names, *made.splits("west").train.names]
     )
     assert {p.site for p in pooled.splits("pooled").test.prepared} == {"east", "west"}
+
+
+@pytest.mark.parametrize(("epochs", "accumulate"), [(1, 1), (3, 1), (3, 2)])
+def test_pooled_cases_are_trained_on_for_as_many_steps(tmp_path: Path, epochs: int, accumulate: int) -> None:
+    """3 and 5 cases by 2 are 2 + 3 batches an epoch, where 8 pooled cases are 4; accumulated steps end at each site."""
+    write_scans(tmp_path / "scans", ("east",), 5)
+    table = (tmp_path / "scans" / "cases.csv").read_text()
+    write_scans(tmp_path / "scans", ("west",), 9)
+    (tmp_path / "scans" / "cases.csv").write_text(
+        table + (tmp_path / "scans" / "cases.csv").read_text().partition("\n")[2]
+    )
+    settings = [f"train.epochs={epochs}", f"train.accumulate={accumulate}", "train.rounds=1"]
+    file = load(write_study(tmp_path), settings)
+    cases = read_cases(file, tmp_path / "cache")
+    assert [row.train for row in cases.rows] == [3, 5]
+    steps = {}
+    for name in ("fedavg", "centralised"):
+        run(build(file.by(name), cases), tmp_path / name)
+        db = sqlite3.connect(tmp_path / name / "journal.sqlite")
+        found = db.execute("SELECT numbers FROM turns WHERE question = 'learn'").fetchall()
+        steps[name] = sum(json.loads(numbers)["steps"] for (numbers,) in found)
+        db.close()
+    by_hand = {(1, 1): 2 + 3, (3, 1): 6 + 9, (3, 2): 3 + 5}
+    assert steps == dict.fromkeys(steps, by_hand[epochs, accumulate])
 
 
 def test_unusable_cases_are_left_out_with_their_reason_up_to_a_limit(tmp_path: Path) -> None:

@@ -49,5 +49,5 @@ def said(model: nn.Module, share: Share) -> str:
         return " and ".join(words) if words else "nothing"
 
     stays = frozenset(kinds) - travels
-    home = f"{count(stays)} ({len(stays & norm)} of them of normalisation layers)" if stays else "nothing"
-    return f"{count(travels)} travel ({len(travels & norm)} of normalisation layers); {home} {'stay' if stays else 'stays'} at each site."
+    home = f"{count(stays)} ({len(stays & norm)} of them of normalisation layers) stay" if stays else "nothing stays"
+    return f"{count(travels)} travel ({len(travels & norm)} of normalisation layers); {home} at each site."

@@ -1,6 +1,7 @@
 """From a study file and its cases to the ``Study`` that a run carries out."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -12,9 +13,9 @@ from fedscan.site import Splits, first_model
 from fedscan.study import Study
 from fedscan.studyfile.cases import Cases, Labels, classes_of
 from fedscan.studyfile.file import StudyFile
+from fedscan.studyfile.pooling import POOLED, EqualSteps, pooled
 from fedscan.tasks.segmentation import Segmentation
 
-POOLED = "pooled"  # the one site of a centralised study
 KEEP = 4 << 30  # bytes of all sites' splits that may stay in memory; a larger one is read from disk each time
 
 
@@ -25,13 +26,14 @@ def build(file: StudyFile, cases: Cases) -> Study:
     entry = get(file.method)
     names = (POOLED,) if entry.card.pooled else cases.sites
     check_names(file, names, cases)
-    of = {POOLED: pooled(cases)} if entry.card.pooled else cases.of
+    of: Mapping[str, Any] = {POOLED: pooled(cases.of)} if entry.card.pooled else cases.of
+    sizes = [len(splits["train"]) for splits in cases.of.values()] if entry.card.pooled else None
     study = Study(
         task=task_of(file, cases.sequences, cases.labels),
         method=entry.make(file.method_options),
         names=names,
-        data=partial(splits_of, file, of),
-        step=file.step,
+        data=partial(splits_of, file, of, sizes),
+        step=replace(file.step, epochs=1) if sizes else file.step,  # pooled, an epoch is all that a round has
         rounds=file.rounds,
         seed=file.top.seed,
         every=file.run.every,
@@ -66,8 +68,13 @@ def try_out(file: StudyFile, study: Study, channels: int) -> None:
         raise Problem(f"{file.places.of(at)}: {'.'.join(at)}: {str(e).rstrip('.')}.") from e
 
 
-def splits_of(file: StudyFile, of: Mapping[str, Mapping[str, Sequence[Any]]], site: str) -> Splits:
-    """One site's three splits; only training cases are cut into patches and augmented."""
+def splits_of(
+    file: StudyFile, of: Mapping[str, Mapping[str, Sequence[Any]]], sizes: Sequence[int] | None, site: str
+) -> Splits:
+    """One site's three splits; only training cases are cut into patches and augmented.
+
+    ``sizes`` are the training cases of the sites that were pooled; as many steps are taken as they would take.
+    """
 
     def volumes(name: str) -> Any:
         train = name == "train"
@@ -76,14 +83,8 @@ def splits_of(file: StudyFile, of: Mapping[str, Mapping[str, Sequence[Any]]], si
             file.device, file.data.foreground, KEEP // (3 * len(of)),
         )  # fmt: skip
 
-    return Splits(volumes("train"), volumes("validation"), volumes("test"))
-
-
-def pooled(cases: Cases) -> dict[str, tuple[Any, ...]]:
-    """All sites' cases together, each still knowing its own site."""
-    return {
-        name: tuple(p for site in cases.sites for p in cases.of[site][name]) for name in ("train", "validation", "test")
-    }
+    train = EqualSteps(volumes("train"), sizes, file.step) if sizes else volumes("train")
+    return Splits(train, volumes("validation"), volumes("test"))
 
 
 def task_of(file: StudyFile, sequences: Sequence[str], labels: Labels) -> Segmentation:
