@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from fedscan.studyfile import build
 from shared import shared
 from tinystudy import write_scans
 
@@ -128,6 +129,28 @@ def test_one_hospital_s_training_labels_are_spoilt(tmp_path: Path, bench: Any, m
         bench.spoil.spoil(data, file, "erase:east", tmp_path / "no")
     with pytest.raises(bench.run.Problem, match="east, west"):
         bench.spoil.spoil(data, file, "swap:north", tmp_path / "no")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("study", "sites", "train"),
+    [("hippocampus", ("8bit", "float-v1", "float-v2", "float-v3", "large"), 101), ("glioma", ("CS", "DU", "HT"), 34)],
+)
+def test_every_row_fits_the_real_scans(
+    study: str, sites: tuple[str, ...], train: int, tmp_path: Path, bench: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEDSCAN_CACHE", str(tmp_path))
+    data = shared(bench.rows.FOLDERS[study])
+    path = ROOT / "studies" / f"{study}.toml"
+    cases = bench.run.read_cases(bench.run.load(path, (), data))
+    assert cases.sites == sites
+    assert sum(len(of["train"]) for of in cases.of.values()) == train
+    assert all(len(of[name]) >= 2 for of in cases.of.values() for name in of)
+    patients = [{name: {p.subject for p in of[name]} for name in of} for of in cases.of.values()]
+    assert all(not of["test"] & (of["train"] | of["validation"]) for of in patients)
+    for row in bench.rows.ROWS:  # the network takes the grid, or this raises
+        made = build(bench.run.load(path, row.of(study), data), cases)
+        assert made.names == (("pooled",) if row.name.startswith("centralised") else sites)
 
 
 @pytest.mark.slow
