@@ -279,8 +279,9 @@ def test_mutated_messages_are_refused_or_read(mutate: Callable[[bytes, random.Ra
     tracemalloc.start()
     for _ in range(140):
         data = mutate(good, r)
+        modules = set(sys.modules)
         tracemalloc.reset_peak()
-        before, modules = tracemalloc.get_traced_memory()[0], set(sys.modules)
+        before = tracemalloc.get_traced_memory()[0]
         try:
             message = wire.unpack(data)
         except Refused as e:
