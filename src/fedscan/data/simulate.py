@@ -29,7 +29,7 @@ HONESTY = "Anatomy: MNI152 average template. Individuals, lesions, scanners and 
 TEMPLATE_MM = 3.0
 # The template is larger than most heads, and an individual must fit into the grid.
 MEAN_SIZE, SIZE_SPREAD = 0.94, 0.08
-GAMMA_SPREAD = 0.15
+GAMMA_SPREAD = 0.2  # between scans of one scanner, as a share
 
 
 @dataclass(frozen=True)
@@ -67,41 +67,41 @@ class Hospital:
 
 
 FIVE = (
-    Hospital("Alder", "3 T, clean images; traces closely", Scanner(0.95, 0.1, 0.03, 5, 1200), 12),
+    Hospital("Alder", "3 T, little noise; traces closely", Scanner(0.95, 0.3, 0.025, 5, 1200), 12),
     Hospital(
         "Birch",
         "1.5 T, noisy images, flat contrast; traces generously",
-        Scanner(0.8, 0.15, 0.08, 5, 600),
-        9,
+        Scanner(0.8, 0.3, 0.07, 5, 600),
+        10,
         generous_mm=0.3,
     ),
     Hospital(
         "Cedar",
         "1.5 T, strong bias field; traces tightly",
-        Scanner(1.1, 0.45, 0.04, 5, 900),
-        9,
+        Scanner(1.1, 0.55, 0.04, 5, 900),
+        10,
         generous_mm=-0.3,
     ),
     Hospital(
         "Elm",
         "3 T, 10 mm slices; smooths its outlines",
-        Scanner(1.0, 0.15, 0.035, 10, 2000),
-        8,
+        Scanner(1.0, 0.35, 0.03, 10, 2000),
+        10,
         smooth_mm=2.0,
     ),
     Hospital(
         "Fir",
-        "3 T, hard contrast, some noise; many large lesions",
-        Scanner(1.3, 0.2, 0.055, 5, 400),
-        7,
+        "3 T, hard contrast, some noise; large lesions",
+        Scanner(1.3, 0.35, 0.045, 5, 400),
+        8,
         lesion_mm=(13.0, 20.0),
     ),
 )
 HARD = Hospital(
     "Hazel",
     "inverted contrast: fluid and lesions bright, white matter dark",
-    Scanner(1.0, 0.15, 0.04, 5, 800, inverted=True),
-    9,
+    Scanner(1.0, 0.3, 0.04, 5, 800, inverted=True),
+    10,
 )
 
 
