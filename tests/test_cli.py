@@ -234,10 +234,17 @@ def test_predict_on_the_scans_own_grid(fedscan: Command, done: Path, tmp_path: P
     for words, sentence in (
         (("none.nii", "-o", "x.nii"), "none.nii does not exist"),
         (("scan.nii.gz", "-o", "x.png"), "ends in .nii or .nii.gz"),
-        (("scan.nii.gz", "scan.nii.gz", "-o", "x.nii"), "2 scans for a model that reads 1 sequences"),
+        (("scan.nii.gz", "scan.nii.gz", "-o", "x.nii"), "2 scans for a model that reads 1 sequence"),
+        (("scan.nii.gz", "-o", "scan.nii.gz"), "is the scan itself, which would be lost"),
+        (("scan.nii.gz", "-o", "out/../scan.nii.gz"), "is the scan itself, which would be lost"),
         (("scan.nii.gz", "-o", "x.nii", "--site", "north"), "the run has the sites east, west"),
     ):
         refused(fedscan("predict", done / "run", *words), sentence)
+    assert nibabel.load(tmp_path / "scan.nii.gz").get_data_dtype() == np.float32
+    shutil.copytree(done / "run", "hurt")
+    for state in Path("hurt/state").iterdir():
+        state.write_bytes(state.read_bytes()[:100])
+    refused(fedscan("predict", "hurt", "scan.nii.gz", "-o", "x.nii"), "the run in hurt is damaged: hurt/state/3")
 
 
 def test_predict_with_a_site_of_its_own(fedscan: Command, done: Path) -> None:

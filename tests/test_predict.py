@@ -32,8 +32,16 @@ def test_scans_make_a_case(tmp_path: Path) -> None:
     assert whole.open("t2").shape == (4, 4, 4)
     with pytest.raises(Problem, match="3 scans for a model that reads 2 sequences: give t1, t2 in this order"):
         case_of([t1, t1, t1], ["t1", "t2"])
-    with pytest.raises(Problem, match=r"t3=.* does not exist"):
-        case_of([f"t3={t1}"], ["t1"])
+    for scans, sentence in (
+        ([f"t3={t1}"], "t3 is no sequence of the study; it reads t1, t2"),
+        ([f"t1={t1}", f"t1={t2}"], "t1 was given twice"),
+        ([str(tmp_path), t2], "is a folder; a NIfTI file was meant"),
+        ([str(tmp_path / "none.nii"), t2], "does not exist"),
+    ):
+        with pytest.raises(Problem, match=sentence):
+            case_of(scans, ["t1", "t2"])
+    odd = scan(tmp_path / "a=b.nii", 4, 4, 4)
+    assert case_of([odd, t2], ["t1", "t2"]).images["t1"] == Path(odd)
 
 
 def test_mean_dice_is_of_the_model_that_the_site_uses() -> None:

@@ -19,6 +19,7 @@ from fedscan.data.records import Case
 from fedscan.ledger import Overlay, ScoreRow, opened, read_scores
 from fedscan.memory import SiteDisk
 from fedscan.method import published
+from fedscan.report.words import plural
 from fedscan.run import Problem
 from fedscan.site import Site, Splits
 from fedscan.study import Study
@@ -39,7 +40,11 @@ class Run:
             self.scores: tuple[ScoreRow, ...] = read_scores(db, self.meta)
         if not head or not head[0]:
             raise Problem(f"the run in {folder} has not ended a round yet; go on with --resume")
-        self.state = wire.read_file(folder / "state" / f"{head[0]}.safetensors")
+        state = folder / "state" / f"{head[0]}.safetensors"
+        try:
+            self.state = wire.read_file(state)
+        except (OSError, ValueError) as e:
+            raise Problem(f"the run in {folder} is damaged: {state} cannot be read ({str(e).rstrip('.')})") from e
         self.facts = json.loads(self.meta["facts"])
         self.names: list[str] = json.loads(self.meta["names"])
         self.file: StudyFile = again(json.loads(self.meta["study"]), folder / "study.json")
@@ -80,9 +85,13 @@ def predict(
     """
     if not out.name.endswith((".nii", ".nii.gz")):
         raise Problem(f"-o {out}: a name that ends in .nii or .nii.gz was meant")
+    if out.is_dir():
+        raise Problem(f"-o {out} is a folder; the name of a file to write was meant")
     run = Run(folder)
     study = run.study(device)
     case = case_of(scans, run.facts["sequences"])
+    if any(path is not None and out.exists() and out.samefile(path) for path in case.images.values()):
+        raise Problem(f"-o {out} is the scan itself, which would be lost; choose another name")
     recipe = replace(recipe_of(run.file, run.facts["sequences"], run.facts["labels"]), dtype="float32")
     image, _, _, _ = compute(case, recipe)
     model = run.model(study, chosen(run, study, site))
@@ -111,7 +120,12 @@ def case_of(scans: Sequence[str], sequences: Sequence[str]) -> Case:
     """A case without a label from file names, or from "sequence=file" for some sequences."""
     images: dict[str, Path | None] = dict.fromkeys(sequences)
     named = [scan.partition("=") for scan in scans]
-    if all(name in sequences and equals for name, equals, _ in named):
+    if all(equals and not Path(scan).exists() for scan, (_, equals, _) in zip(scans, named, strict=True)):
+        for name, _, _ in named:
+            if name not in sequences:
+                raise Problem(f"{name} is no sequence of the study; it reads {', '.join(sequences)}")
+            if sum(name == other for other, _, _ in named) > 1:
+                raise Problem(f"{name} was given twice; one file for each sequence was meant")
         images |= {name: Path(path) for name, _, path in named}
     elif len(scans) == 1:  # of several sequences: its volumes are read in their order
         images = dict.fromkeys(sequences, Path(scans[0]))
@@ -119,10 +133,12 @@ def case_of(scans: Sequence[str], sequences: Sequence[str]) -> Case:
         images = {name: Path(scan) for name, scan in zip(sequences, scans, strict=True)}
     else:
         raise Problem(
-            f"{len(scans)} scans for a model that reads {len(sequences)} sequences: give {', '.join(sequences)} in "
-            f"this order, or name those you have ({sequences[0]}=FILE)"
+            f"{plural(len(scans), 'scan')} for a model that reads {plural(len(sequences), 'sequence')}: give "
+            f"{', '.join(sequences)} in this order, or name those you have ({sequences[0]}=FILE)"
         )
     for path in images.values():
+        if path is not None and path.is_dir():
+            raise Problem(f"{path} is a folder; a NIfTI file was meant")
         if path is not None and not path.is_file():
             raise Problem(f"{path} does not exist; a NIfTI file was meant")
     return Case("scan", "scan", "here", images)
@@ -176,6 +192,7 @@ def overlay_of(study: Study, model: nn.Module, test: Any, i: int, site: str, ran
     found = task.predict(model, batch.x)
     shown = next(c for c, there in enumerate(prepared.present) if there)
     image = np.asarray(prepared.image[shown], dtype=np.float32)
+    image = np.where(image == 0, image.min(), image)  # what a z-score of the foreground left at 0 is shown black
     return Overlay(
         site, prepared.name, rank, dice, image, np.asarray(prepared.label, np.uint8), found, prepared.spacing
     )
