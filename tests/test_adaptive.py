@@ -1,8 +1,10 @@
 """FedSegNet's weights and coded updates: every factor by hand, every bound kept, nothing lost over rounds."""
 
 import math
+import sqlite3
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,15 +16,18 @@ from hypothesis import strategies as st
 import toy
 from canned import KINDS, Reply, leaves, rounds, update, w
 from contract import Desk, check_site_feedback
+from fedscan import wire
 from fedscan.averaging import mean
 from fedscan.compress import Codec
+from fedscan.memory import SiteDisk
 from fedscan.method import Method, State
 from fedscan.methods.registry import get
 from fedscan.parts import adaptive
 from fedscan.parts.channel import sparse, whole
 from fedscan.parts.share import parameters
+from fedscan.run import run
 from fedscan.schema import Kind, Weights
-from fedscan.site import Splits
+from fedscan.site import Splits, copy_of
 
 torch.set_num_threads(1)
 
@@ -231,10 +236,12 @@ def test_a_site_keeps_what_it_held_back() -> None:
     check_site_feedback(sparse(0.1, 8))
 
 
+DOWN = {"down_fraction": 1.0, "down_bits": 8, "fraction": 1.0, "bits": 32}
+
+
 def test_the_way_down_is_coded_too() -> None:
-    """With 8 bits down, the second round sends a change, and every site holds the server's base, bit for bit."""
-    options = {"down_fraction": 1.0, "down_bits": 8, "fraction": 1.0, "bits": 32}
-    desk = Desk(toy.study(get("fedsegnet").make(options), rounds=3, silent={"bergen": (2,)}))
+    """After the first round a change is sent to who answered the last; all hold what is published, bit for bit."""
+    desk = Desk(toy.study(get("fedsegnet").make(DOWN), rounds=3, silent={"bergen": (2,)}))
     state = desk.play()
     kinds = {(a.turn.round, a.turn.site): "change" in a.message for a in desk.asked}
     assert kinds == {
@@ -243,7 +250,40 @@ def test_the_way_down_is_coded_too() -> None:
         (3, "amsterdam"): True, (3, "bergen"): False, (3, "cairo"): True,
     }  # fmt: skip
     for name in desk.names:
-        assert toy.same(dict(desk.memory[name]["base"]), dict(state["base"]))
+        assert toy.same(dict(copy_of(desk.predictor(state, name))), dict(state["weights"]))
+
+
+def test_nothing_is_lost_on_the_way_down() -> None:
+    """What is published and what is held back are the exact weights: with no coding, or with all of them sent later."""
+    start = {"weights": leaves([1.0, -1.0], 1.0, 10), "version": 0}
+    method = get("fedavg-compressed").make({"fraction": 1.0, "bits": 32, "down_fraction": 0.5, "down_bits": 32})
+    first = {"a": update([0.5, 0.25], var=0.5, n=1)}
+    state = rounds(method, first, start=start)
+    assert w(state) == [1.5, -1.0]  # the larger half of the change; statistics and counters whole
+    assert state["behind"]["w"].tolist() == [0.0, 0.25]
+    assert (float(state["weights"]["var"]), int(state["weights"]["n"])) == (1.5, 11)
+    state = rounds(method, first, {"a": update([0.0, 0.0])}, start=start)
+    assert w(state) == [1.5, -0.75]
+
+
+def test_a_change_goes_down_once_to_be_scored_and_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With validation every round, 8 bits down are fewer bytes than 32, and the saved model is the one scored."""
+    monkeypatch.setattr(wire, "BLOB_BYTES", 200)  # the toy's model is small
+    sent, states = {}, {}
+    for bits in (8, 32):
+        study = toy.study(get("fedsegnet").make({**DOWN, "down_bits": bits}), rounds=3, every=1)
+        states[bits] = run(study, tmp_path / str(bits))
+        db = sqlite3.connect(tmp_path / str(bits) / "journal.sqlite")
+        found = db.execute("SELECT round, question, bytes_down FROM turns WHERE site = 'cairo' ORDER BY round, call")
+        sent[bits] = {(r, question): down for r, question, down in found}
+        db.close()
+    model = sum(leaf.nbytes for leaf in states[32]["weights"].schema.values())
+    assert sent[32][2, "evaluate"] - sent[8][2, "evaluate"] > model / 2
+    for r in (2, 3):
+        assert sent[8][r, "learn"] < 500  # it came when round r - 1 was scored: 32 bytes of hash, and the names
+        assert sent[8][r, "evaluate"] < sent[32][r, "evaluate"]
+    memory = SiteDisk(tmp_path / "8" / "sites" / "cairo").recall((3, 1))
+    assert toy.same(dict(memory["base"]), dict(states[8]["weights"]))
 
 
 def test_a_change_for_another_model_is_refused() -> None:
@@ -255,7 +295,7 @@ def test_a_change_for_another_model_is_refused() -> None:
         desk.round, desk.call = number, 0
         state = study.method.round(desk, state)
         if desk.round == 1:
-            desk.memory["bergen"]["version"] = 0
+            desk.memory["bergen"]["version"] = -1
     assert desk.refused == ["bergen does not hold the model that a change was sent for; it needs the whole"]
     last = {a.turn.site: "change" in a.message for a in desk.asked if a.turn.round == 3}
     assert last == {"amsterdam": True, "bergen": False, "cairo": True}

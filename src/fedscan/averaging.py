@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from fedscan import trees
-from fedscan.method import Message, Method, Privacy, Replies, Sites, State, Terms, Tree, answer, receive
+from fedscan.method import Message, Method, Privacy, Replies, Sites, State, Terms, Tree, answer, messages, receive
 from fedscan.parts.channel import Channel, whole
 from fedscan.parts.pick import Pick, everyone
 from fedscan.parts.share import Share, everything
@@ -156,70 +156,68 @@ def averaging(
         return {**leaving(report, travels), "cases": site.cases, "update": sent}
 
     def init(model: nn.Module, names: tuple[str, ...]) -> State:
-        return {"weights": copy_of(model).only(share(model))}
+        weights = copy_of(model).only(share(model))
+        return {"weights": weights} if down is whole else {"weights": weights, "version": 0}
 
     def round(sites: Sites, state: State) -> State:
-        chosen = pick(sites.names, sites.random("pick"))
-        messages, state = outgoing(state, chosen, down, sites.random("down"))
-        replies = sites.ask_each(learn, messages)
-        state = arrivals(state, replies)
+        chosen, before = pick(sites.names, sites.random("pick")), state
+        moments = {"optimizer": state["optimizer"]} if "optimizer" in state else {}
+        replies = sites.ask_each(learn, messages(state, chosen, **moments))
+        state = caught_up(state)
         updates = Updates(replies, channel, state["weights"].schema)
         shares = weigh(updates, state)
         each = (updates[name]["update"] for name in updates)
         merged = merge(list(each) if replies.resident else each, [shares[name] for name in updates])
         if all("optimizer" in reply for reply in replies.values()):
-            moments = (reply["optimizer"] for reply in replies.values())
-            state = {**state, "optimizer": mean(moments, [shares[name] for name in replies])}
+            after = (reply["optimizer"] for reply in replies.values())
+            state = {**state, "optimizer": mean(after, [shares[name] for name in replies])}
         total = sum(shares.values())
-        return step({**state, "shares": {name: s / total for name, s in shares.items()}}, merged)
+        state = step({**state, "shares": {name: s / total for name, s in shares.items()}}, merged)
+        return state if down is whole else with_news(before, state, replies, down, sites.random("down"))
 
-    return Method(init=init, round=round, answers=(learn,), use=use)
+    def predictor(site: Site, message: Message) -> nn.Module:
+        return use(site, {**message, "weights": arrived(site, message, down)})
+
+    return Method(init=init, round=round, answers=(learn,), use=use if down is whole else predictor)
 
 
-def outgoing(
-    state: State, names: Sequence[str], down: Channel, draw: torch.Generator
-) -> tuple[dict[str, Message], State]:
-    """The message for each site, and the state in which they were sent.
+def caught_up(state: State) -> State:
+    """The state with the server's exact weights: those that are published, and what coding has held back of them."""
+    return {**state, "weights": trees.add(state["weights"], state["behind"])} if "behind" in state else state
 
-    With a coding channel the server keeps ``base``, the model that up-to-date sites hold: those get the coded change,
-    the others the whole. What coding loses is in the next change by itself, since that is taken from ``base``.
+
+def with_news(before: State, after: State, replies: Replies, down: Channel, draw: torch.Generator) -> State:
+    """The state that publishes a coded change of the weights: ``after`` has the exact ones, which sites never see.
+
+    What coding loses stays in ``behind`` and so is in the next change. Sites that answered hold the version
+    ``before`` and are sent the change; the others are sent the whole. Scores and saved models are of what sites hold.
     """
-    extras = {"optimizer": state["optimizer"]} if "optimizer" in state else {}
-    if down is whole:
-        message = {"weights": state["weights"], **extras}  # one object, so that it is made ready once
-        return dict.fromkeys(names, message), state
-    version, held = state.get("version", 0), state.get("held", {})
-    if "base" not in state:
-        base, change = state["weights"], None
-    else:
-        change, _ = down.encode(trees.sub(state["weights"], state["base"]), None, draw)
-        base = trees.add(state["base"], down.decode(change, state["base"].schema))
-    all_of_it = {"weights": base, "version": version + 1, **extras}
-    only_change = {"change": change, "version": version + 1, **extras}
-    messages: dict[str, Message] = {
-        n: only_change if change is not None and held.get(n) == version else all_of_it for n in names
+    change, _ = down.encode(trees.sub(after["weights"], before["weights"]), None, draw)
+    weights = trees.add(before["weights"], down.decode(change, before["weights"].schema))
+    return {
+        **after,
+        "weights": weights,
+        "behind": trees.sub(after["weights"], weights),
+        "news": {"change": change, "to": list(replies)},
+        "version": before.get("version", 0) + 1,
     }
-    return messages, {**state, "base": base, "version": version + 1}
-
-
-def arrivals(state: State, replies: Replies) -> State:
-    """The state after the replies: a site that answered holds this version, one that is missing may not."""
-    if "version" not in state:
-        return state
-    held = {n: v for n, v in state.get("held", {}).items() if n not in replies.missing}
-    return {**state, "held": {**held, **dict.fromkeys(replies, state["version"])}}
 
 
 def arrived(site: Site, message: Message, down: Channel) -> Weights:
-    """The weights a site holds after a message: the whole that was sent, or its last with the change added."""
+    """The weights a site holds after a message: the whole that was sent, or its last with the change added, once."""
+    if "version" not in message:
+        whole_of_it: Weights = message["weights"]
+        return whole_of_it
+    version, known = message["version"], site.state.get("version")
+    if known == version:  # it came before, to be scored
+        held: Weights = site.state["base"]
+        return held
     if "change" in message:
-        if site.state.get("version") != message["version"] - 1:
+        if known != version - 1:
             raise Refused(f"{site.name} does not hold the model that a change was sent for; it needs the whole")
         base: Weights = site.state["base"]
         x = trees.add(base, down.decode(message["change"], base.schema))
     else:
         x = message["weights"]
-    if "version" not in message:
-        return x
-    site.state["base"], site.state["version"] = x, message["version"]
+    site.state["base"], site.state["version"] = x, version
     return x

@@ -146,7 +146,8 @@ class Method:
     answers  the questions a site answers; it answers no others
     use      (site, message) -> model: how a site turns what is published into what it predicts with
 
-    ``state["weights"]`` is published to all sites; with ``state["for"][site]``, each site gets its own.
+    ``state["weights"]`` is published to all sites; with ``state["for"][site]``, each site gets its own. Sites named in
+    ``state["news"]["to"]`` hold what was published before, and are sent the coded ``change`` since then.
     """
 
     init: Callable[[nn.Module, tuple[str, ...]], State]
@@ -156,8 +157,20 @@ class Method:
 
 
 def published(state: State, name: str) -> Message:
-    """What the server would send to site ``name`` to predict with."""
-    return {"weights": state["for"][name] if "for" in state else state["weights"]}
+    """What the server would send to site ``name`` to predict with: the model, or what changed since the one it has."""
+    if name in state.get("news", {}).get("to", ()):
+        return {"change": state["news"]["change"], "version": state["version"]}
+    weights = state["for"][name] if "for" in state else state["weights"]
+    return {"weights": weights, "version": state["version"]} if "version" in state else {"weights": weights}
+
+
+def messages(state: State, names: Sequence[str], **more: Any) -> dict[str, Message]:
+    """What is published to each site, with ``more``; who is sent the same gets one object, so it is made ready once."""
+    if "for" in state:
+        return {name: {**published(state, name), **more} for name in names}
+    up_to_date = set(state.get("news", {}).get("to", ()))
+    made: dict[bool, Message] = {}
+    return {n: made.setdefault(n in up_to_date, {**published(state, n), **more}) for n in names}
 
 
 def just_weights(model: nn.Module, names: tuple[str, ...]) -> State:

@@ -8,7 +8,7 @@ from fedscan.engines.local import Local
 from fedscan.journal import Journal
 from fedscan.ledger import ScoreRow
 from fedscan.memory import Event, nothing
-from fedscan.method import Absent, Message, State, published
+from fedscan.method import Absent, State, messages, published
 from fedscan.recorded import COMMIT_SECONDS, Engine, Recorded
 from fedscan.study import Study
 
@@ -98,12 +98,7 @@ def one_round(study: Study, sites: Recorded, state: State, watch: Watch) -> Stat
 
 def evaluate(study: Study, sites: Recorded, state: State, split: str) -> list[ScoreRow]:
     """Scores of what is published, on every site's validation or test cases."""
-    if "for" in state:
-        messages: dict[str, Message] = {n: {**published(state, n), "split": split} for n in study.names}
-    else:
-        message = {**published(state, study.names[0]), "split": split}
-        messages = {name: message for name in study.names}  # noqa: C420  one object, so that it is made ready once
-    replies = sites.ask_each(study.evaluate, messages, need=0)
+    replies = sites.ask_each(study.evaluate, messages(state, study.names, split=split), need=0)
     return [
         row
         for name in replies

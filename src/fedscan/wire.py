@@ -40,7 +40,7 @@ LETTER_OF = {kind: letter for letter, kind in LETTERS.items()}
 Buffer = np.ndarray[Any, np.dtype[np.uint8]]
 HEADER_LIMIT = 32 << 20  # bytes; the header of a model of 100,000 leaves takes a third of it
 DEPTH_LIMIT = 32
-BLOB_BYTES = 4096  # weights of at least this size go by their hash to a site that has them
+BLOB_BYTES = 4096  # weights and tensors of at least this size go by their hash to a site that has them
 WHOLE = range(-(2**63), 2**64)  # the whole numbers that travel: those of 64 bits
 
 
@@ -50,13 +50,13 @@ class Parcel:
 
     header: bytes
     leaves: tuple[Tensor, ...]
-    weights: tuple[tuple[int, int], ...] = ()  # which runs of leaves are one Weights
+    runs: tuple[tuple[int, int], ...] = ()  # which leaves are one Weights, or a tensor by itself
 
     @cached_property
     def blobs(self) -> dict[str, int]:
-        """SHA-256 and bytes of each Weights that is large enough to go by its hash to who has it."""
+        """SHA-256 and bytes of each Weights or tensor that is large enough to go by its hash to who has it."""
         found = {}
-        for begin, end in self.weights:
+        for begin, end in self.runs:
             part = Parcel(b"", self.leaves[begin:end])
             if part.nbytes >= BLOB_BYTES:
                 found[part.digest] = part.nbytes
@@ -123,6 +123,7 @@ class _Packer:
             self.runs.append((begin, len(self.leaves)))
             return {"$w": "".join(LETTER_OF[node.kinds[k]] for k in node)}
         if isinstance(node, Tensor):
+            self.runs.append((len(self.leaves), len(self.leaves) + 1))
             self.place(path, node)
             return {"$t": 0}
         if isinstance(node, Mapping):

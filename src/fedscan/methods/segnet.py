@@ -58,7 +58,7 @@ def scored_train(site: Site, model: nn.Module, message: Message) -> Tree:
     title="FedSegNet",
     equation="x <- x + sum_k w_k (x_k - x), w_k ~ n_k^c (q_k/q)^alpha exp(-beta max(0, d_k - 1)) (1 + gamma h_k)",
     differs="A site counts by its quality, divergence and diversity too, and its update travels in few bits.",
-    travels="weights down: 4P bytes; their change up, with Dice, HD95 and class evenness: "
+    travels="weights down: 4P bytes, or their coded change; their change up, with Dice, HD95 and class evenness: "
     "fraction P (bits/8 + 1 to 2 bytes of index where fraction < 1) + 4 bytes a scale",
     up=coded,
     privacy="statistics",
@@ -133,7 +133,8 @@ no_transformer = fedsegnet.variant(
     title="FedSegNet without adaptive aggregation (ablation)",
     equation="x <- x + sum_k (n_k / n) (x_k - x)",
     differs="As FedSegNet, with sites counted by their cases.",
-    travels="weights down: 4P bytes; their change up: fraction P (bits/8 + index) + 4 bytes a scale",
+    travels="weights down: 4P bytes, or their coded change; their change up: fraction P (bits/8 + index) + 4 bytes a "
+    "scale",
     up=coded,
     model="fedsegnet",
     reduces=Reduction("fedavg", own={"fraction": 1.0, "bits": 32}),
@@ -189,7 +190,8 @@ def federated_unet(**rest: Unpack[Parts]) -> Method:
     title="FedAvg with compression",
     equation="x <- x + sum_k (n_k / n) C(x_k - x + e_k);  e_k keeps what C lost",
     differs="Only the largest entries of an update travel, in few bits; what was held back is sent later.",
-    travels="weights down: 4P bytes; their change up: fraction P (bits/8 + index) + 4 bytes a scale",
+    travels="weights down: 4P bytes, or their coded change; their change up: fraction P (bits/8 + index) + 4 bytes a "
+    "scale",
     up=coded,
     model="cnn",
     reduces=Reduction("fedavg", own={"fraction": 1.0, "bits": 32}),
