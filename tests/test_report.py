@@ -338,11 +338,12 @@ def test_presence_shows_the_worst_of_a_round(record: Record) -> None:
 
 
 def one_case(shape: tuple[int, ...] = (10, 12, 6), spacing: tuple[float, ...] = (1.0, 2.0, 4.0)) -> Overlay:
+    """Made with axes (x, y, z) = (right, front, top); a record holds (z, y, x)."""
     reference, prediction = np.zeros(shape, np.uint8), np.zeros(shape, np.uint8)
     reference[2:6, 3:7, 2:4] = 1
     prediction[4:8, 3:7, 2:4] = 1
     image = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
-    return Overlay("A", "c", "worst", 0.5, image, reference, prediction, spacing)
+    return Overlay("A", "c", "worst", 0.5, image.T, reference.T, prediction.T, spacing[::-1])
 
 
 def decoded(svg: str, kind: str) -> list[np.ndarray]:
@@ -396,7 +397,7 @@ def test_a_plane_goes_where_every_structure_shows() -> None:
 
 def test_a_flat_image_is_drawn_as_it_lies() -> None:
     flat = one_case()
-    flat = replace(flat, image=flat.image[..., 0], reference=flat.reference[..., 2], prediction=flat.prediction[..., 2])
+    flat = replace(flat, image=flat.image[0].T, reference=flat.reference[2].T, prediction=flat.prediction[2].T)
     svg = str(overlays.draw(replace(flat, spacing=(1.0, 2.0)), {"a": 1}).svg)
     (drawn,) = decoded(svg, "base")
     assert drawn.shape == (10, 12)
@@ -518,3 +519,22 @@ def test_the_browser_test_would_notice(page: Path, tmp_path: Path) -> None:
     assert "oh" in console
     assert "nothing is not defined" in console
     assert "http://outside.invalid/x.png" in asked
+
+
+def test_the_axial_plane_of_a_prepared_scan_is_axial(tmp_path: Path) -> None:
+    """From a file with known directions through preprocessing to the picture: the first plane cuts from top to bottom."""
+    import nibabel
+
+    from fedscan.data.preprocess import Recipe, compute
+    from fedscan.data.records import Case
+
+    voxels = np.zeros((12, 10, 8), np.float32)  # x to the right, y to the front, z to the top
+    voxels[6:, :, 5] = 100.0  # the right half of one axial slice
+    nibabel.save(nibabel.Nifti1Image(voxels, np.eye(4)), tmp_path / "scan.nii.gz")
+    case = Case("c", "s", "A", {"t1": tmp_path / "scan.nii.gz"}, None)
+    image = compute(case, Recipe(("t1",), grid=(8, 10, 12), normalise="none"))[0][0]
+    mask = (image > 50).astype(np.uint8)
+    svg = str(overlays.draw(Overlay("A", "c", "best", 1.0, image, mask, mask, (1.0, 1.0, 1.0)), {"a": 1}).svg)
+    axial = decoded(svg, "base")[0]
+    assert axial.shape == (10, 12)
+    assert axial[:, :6].min() > axial[:, 6:].max()  # the patient's right is at the picture's left

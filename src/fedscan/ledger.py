@@ -10,6 +10,7 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,7 +67,10 @@ class SiteRow:
 
 @dataclass(frozen=True)
 class Overlay:
-    """One test case to look at. Arrays are (D, H, W); ``image`` is float, the two masks are label numbers."""
+    """One test case to look at. ``image`` is float, the two masks are label numbers.
+
+    Arrays are (D, H, W): to the top, to the front, to the patient's right.
+    """
 
     site: str
     case: str
@@ -143,7 +147,14 @@ def opened(folder: Path) -> sqlite3.Connection:
     if not path.exists():
         raise ValueError(f"{folder} holds no run; give the folder that `fedscan run` named at its end")
     db = sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)
-    if not db.execute("SELECT 1 FROM meta WHERE key = 'study'").fetchone():
+    try:
+        begun = db.execute("SELECT 1 FROM meta WHERE key = 'study'").fetchone()
+    except sqlite3.DatabaseError as e:
+        begun = "no such table" not in str(e)
+        if begun:
+            db.close()
+            raise ValueError(f"{path} cannot be read ({e}): take it from a copy, or run the study again") from e
+    if not begun:
         db.close()
         raise ValueError(f"the run in {folder} has not begun: start it with `fedscan run`")
     return db
@@ -177,8 +188,11 @@ def read_overlays(folder: Path) -> tuple[Overlay, ...]:
     """The cases to look at, that ``fedscan.predict.keep_overlays`` put into ``folder``."""
     found = []
     for path in sorted(folder.glob("*.npz")):
-        with np.load(path, allow_pickle=False) as file:
-            about = json.loads(str(file["about"]))
-            arrays = {name: file[name] for name in ("image", "reference", "prediction")}
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                about = json.loads(str(file["about"]))
+                arrays = {name: file[name] for name in ("image", "reference", "prediction")}
+        except (OSError, ValueError, KeyError, TypeError, BadZipFile) as e:
+            raise ValueError(f"{path} is damaged: delete it, and the report will do without that picture") from e
         found.append(Overlay(**{**about, "spacing": tuple(about["spacing"])}, **arrays))
     return tuple(found)

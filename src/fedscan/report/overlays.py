@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from fedscan.ledger import Overlay
 
-# The axes of a volume (D, H, W) run to the right, to the front and to the top (as nibabel's canonical order has it).
+# Volumes are drawn with axes (x, y, z), to the right, to the front and to the top; a record holds (D, H, W) = (z, y, x).
 PLANES = (("axial", 2), ("coronal", 1), ("sagittal", 0))  # and the axis that each cuts
 MISSED, EXTRA, CONFUSED = 1, 2, 3
 COLOURS = {MISSED: (86, 180, 233), EXTRA: (230, 159, 0), CONFUSED: (204, 121, 167)}  # Okabe and Ito's palette
@@ -100,7 +100,7 @@ def _volumes(overlay: Overlay) -> tuple[list[NDArray[Any]], tuple[float, ...]]:
         )
     if len(shape) == 2:  # drawn as it lies: the plane turns it back
         return [a[::-1, ::-1].T[..., None] for a in arrays], (*spacing[::-1], 1.0)
-    return arrays, spacing
+    return [a.T for a in arrays], spacing[::-1]
 
 
 def _slices(mask: NDArray[np.uint8], labels: Mapping[str, int]) -> list[int]:
