@@ -522,7 +522,7 @@ def test_the_browser_test_would_notice(page: Path, tmp_path: Path) -> None:
 
 
 def test_the_axial_plane_of_a_prepared_scan_is_axial(tmp_path: Path) -> None:
-    """From a file with known directions through preprocessing to the picture: the first plane cuts from top to bottom."""
+    """From a file with known directions through preprocessing to the picture: the first plane is cut across z."""
     import nibabel
 
     from fedscan.data.preprocess import Recipe, compute

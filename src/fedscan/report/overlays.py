@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from fedscan.ledger import Overlay
 
-# Volumes are drawn with axes (x, y, z), to the right, to the front and to the top; a record holds (D, H, W) = (z, y, x).
+# Volumes are drawn with axes (x, y, z): to the right, the front and the top. A record holds (D, H, W) = (z, y, x).
 PLANES = (("axial", 2), ("coronal", 1), ("sagittal", 0))  # and the axis that each cuts
 MISSED, EXTRA, CONFUSED = 1, 2, 3
 COLOURS = {MISSED: (86, 180, 233), EXTRA: (230, 159, 0), CONFUSED: (204, 121, 167)}  # Okabe and Ito's palette
