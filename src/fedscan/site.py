@@ -158,9 +158,9 @@ class Site:
         text = f"{self.key().hex()}/{self.round}/{self.call}/{stream}"
         return torch.Generator().manual_seed(seed_of(text))
 
-    def batches(self, epochs: float | None = None) -> Iterator[Batch]:
+    def batches(self, epochs: int | None = None) -> Iterator[Batch]:
         """The site's training cases in batches, ``epochs`` times over (default: the study's local epochs)."""
-        for _ in range(int(self.step.epochs if epochs is None else epochs)):
+        for _ in range(self.step.epochs if epochs is None else epochs):
             yield from self.train.batches(self.step.batch, self.order, self.augmentation)
 
     def model(self, slot: str = "model", network: str = "model") -> nn.Module:
@@ -226,7 +226,7 @@ def fit(
     model: nn.Module,
     *,
     batches: Iterable[Batch] | None = None,
-    epochs: float | None = None,
+    epochs: int | None = None,
     extra: Extra | None = None,
     correct: Callable[[nn.Module], None] | None = None,
     memory: Weights | None = None,
