@@ -330,15 +330,53 @@ def test_mistakes_are_one_sentence(fedscan: Command, tmp_path: Path) -> None:
         (("run", "study.toml", "--set", "train.rouns=1"), "--set train.rouns: [train] has no key 'rouns'"),
         (("run", "study.toml", "--device", "tpu"), 'run.device = "tpu"'),
         (("run", "study.toml", "--device", "mps"), 'run.device = "mps", but a device that torch finds'),
+        (("run", "study.toml", "--set", "model.widths=[4]"), "widths must be two or more"),
+        (("run", "study.toml", "--set", "data.grid=[16, 16, 18]"), "--set data.grid: data.grid: "),
+        (("run", "study.toml", "--out", "study.toml"), "study.toml cannot be made, because study.toml is a file"),
+        (("run", "study.toml", "--out", "study.toml/a/b"), "is a file; choose another folder with --out"),
+        (("compare", "study.toml", "--methods", "fedavg", "--set", "data.fractions=[0.8, 0.2, 0]"), "no test cases"),
         (("show", "fedavh"), "did you mean 'fedavg'"),
         (("ledger", "none"), "none holds no run"),
         (("report", "."), "holds no run"),
         (("predict", ".", "x.nii", "-o", "y.nii"), "holds no run"),
         (("data", "check", "none"), "none does not exist"),
     ):
-        refused(fedscan(*words), sentence)
+        said = fedscan(*words)
+        refused(said, sentence)
+        assert "cases:" not in said.err, "no case was read, for nothing that a case decides"
     assert fedscan("run").code == 2
     assert fedscan("ledger", "x", "--by", "day").code == 2
+
+
+def test_a_damaged_record_is_said(fedscan: Command, done: Path, tmp_path: Path) -> None:
+    shutil.copytree(done / "run", "hurt")
+    next(Path("hurt/overlays").iterdir()).write_bytes(b"nothing")
+    refused(fedscan("report", "hurt"), "is damaged: delete it, and the report will do without that picture")
+    for journal in Path("hurt").glob("journal.sqlite*"):
+        journal.write_bytes(b"x" * 4096 if journal.suffix == ".sqlite" else b"")
+    for words in (("report", "hurt"), ("ledger", "hurt"), ("predict", "hurt", "x.nii", "-o", "y.nii")):
+        refused(fedscan(*words), "hurt/journal.sqlite cannot be read (file is not a database)")
+    run = ("run", done / "study.toml", "--out", "hurt", "--resume", "--cache", done / "cache")
+    refused(fedscan(*run), "the run's journal is damaged (file is not a database)")
+    Path("hurt/journal.sqlite").write_bytes(b"")
+    refused(fedscan("ledger", "hurt"), "the run in hurt has not begun")
+
+
+def test_a_study_name_leads_nowhere_else(fedscan: Command, done: Path, tmp_path: Path) -> None:
+    words = ("run", done / "study.toml", "--cache", done / "cache", "--set", "run.baselines=[]")
+    said = fedscan(*words, "--set", "train.rounds=1", "--set", "name=../up")
+    assert (said.code, "report  runs/-.-up/report.html" in said.out) == (0, True), said
+    assert not (tmp_path / "up").exists()
+
+
+def test_errors_of_the_system_are_sentences() -> None:
+    from fedscan.cli.common import said
+    from fedscan.engines.workers import WorkerDied
+
+    assert said(PermissionError(13, "Permission denied", "/a/b")) == (2, "/a/b: permission denied")
+    assert said(OSError(28, "No space left on device", "/a")) == (2, "/a: no space left on device")
+    assert said(OSError("odd")) == (2, "odd")
+    assert said(WorkerDied("a worker died"))[0] == 3
 
 
 def test_too_many_unusable_cases(fedscan: Command, tmp_path: Path) -> None:
@@ -361,7 +399,7 @@ def test_methods_of_every_kind_end_in_a_report(fedscan: Command, tmp_path: Path,
     assert {row.trained_at for row in record.scores} == own
     assert {row.tested_at for row in record.scores} == {"east", "west"}
     assert len(record.overlays) == 2
-    site = ["--site", "west"] if method == "local-only" else []
+    site = ["--site", "west"] if method in ("local-only", "fedbn") else []
     assert fedscan("predict", "run", "scans/west0_t1.nii", "-o", "seg.nii", *site).code == 0
 
 

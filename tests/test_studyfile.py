@@ -102,6 +102,7 @@ def refused(tmp_path: Path, old: str, new: str) -> str:
         ("rim = [2, 3]", "rim = 0", "task.labels.rim = 0, but for each name a whole number above 0"),
         ("silent = {east = [2]}", "silent = {east = 2}", "run.silent.east = 2, but for each name a list"),
         ("silent = {east = [2]}", 'device = "gpu"', 'but "cpu", "cuda", "cuda:N" or "auto" belongs there'),
+        ("grid = [16, 16, 16]", "fractions = [0.5, 0.1, 0.1]", "three parts (train, validation, test) that sum to 1"),
         ("lr = 0.1", "lr = ", "this is not TOML"),
         ("lr = 0.1", "rounds = 3", "this is not TOML"),
         ("[run]", "[data.augmentation]", "[data.augmentation] has no key 'silent' (it belongs in [run])"),
@@ -122,10 +123,30 @@ def test_mistakes_are_named(tmp_path: Path, old: str, new: str, said: str) -> No
 def test_settings_that_contradict_each_other_are_named(tmp_path: Path) -> None:
     with pytest.raises(Problem, match=r"line 29: \[data.augmentation\]: scale must be \(low, high\)"):
         study(tmp_path, BASE + "\n[data.augmentation]\nscale = [2.0, 1.0]\n")
+    with pytest.raises(Problem, match=r"line 8: \[data.partition\] lacks 'sites', how many there are."):
+        study(tmp_path, BASE.replace('how = "true"', 'how = "quantity"'))
     with pytest.raises(Problem, match=r"\[train\] does not suit local-only"):
         study(
             tmp_path, BASE.replace('"fedprox"\nmu = 0.1', '"local-only"').replace("lr =", 'moments = "averaged"\nlr =')
         )
+
+
+@pytest.mark.parametrize(("name", "folder"), [
+    ("lower-grade glioma", "lower-grade glioma"), ("Köln", "Köln"), ("../../x", "-.-..-x"), ("/etc", "-etc"),
+    ("a/b", "a-b"), ("a\\b", "a-b"), (".hidden", "-hidden"), ("..", "-."), ("  ", "study"),
+])  # fmt: skip
+def test_a_name_is_one_folder(tmp_path: Path, name: str, folder: str) -> None:
+    found = study(tmp_path, BASE, f"name='{name}'")
+    assert found.folder == folder
+    assert Path("runs", found.folder).resolve().parent == Path("runs").resolve()
+
+
+def test_a_site_may_not_be_called_what_the_record_means_otherwise(tmp_path: Path) -> None:
+    path = write_study(tmp_path)
+    table = tmp_path / "scans" / "cases.csv"
+    table.write_text(table.read_text().replace(",west,", ",federation,"))
+    with pytest.raises(Problem, match="a site is called 'federation', which means something else in the record"):
+        read_cases(load(path), tmp_path / "cache")
 
 
 def test_files_that_are_no_study(tmp_path: Path) -> None:
@@ -281,8 +302,7 @@ def test_data_that_do_not_suit_the_study_are_named(tmp_path: Path) -> None:
         ('data.sequences=["t2"]', 'data.sequences = "t2", but a sequence that the cases have (t1)'),
         ('data.require=["t2"]', 'data.require = "t2"'),
         ('data.sites=["north"]', 'data.sites = "north", but a site of the data (east, west)'),
-        ("data.partition.how=quantity", "[data.partition] lacks 'sites'"),
-        ("data.fractions=[0.5, 0.1, 0.1]", "three parts (train, validation, test) that sum to 1"),
+        ('data.sequences=["t1", "t1"]', "each sequence once belongs there"),
         ("data.spacing=[1, 1, 1]", "grid and spacing exclude each other"),
     ):
         with pytest.raises((Problem, ValueError)) as e:

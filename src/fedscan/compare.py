@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from fedscan.launch import How, describe, launch, models_of, report
+from fedscan.launch import How, describe, free, launch, models_of, ready, report
 from fedscan.ledger import Record, ScoreRow, opened, read_record
 from fedscan.live import Show
 from fedscan.report.comparison import pooled_seeds
@@ -45,6 +45,11 @@ def compare(
         for seed in range(first, first + seeds)
         for name in methods
     }
+    for name in methods:
+        ready(plan[name, first])
+        if not plan[name, first].data.fractions[2]:
+            raise Problem("data.fractions leaves no test cases, and methods are compared on those")
+    free(out, resume=True)
     cases: dict[int, Cases] = {}
     for (name, seed), file in plan.items():
         if seed not in cases:

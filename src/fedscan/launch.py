@@ -24,7 +24,7 @@ from fedscan.recorded import Engine
 from fedscan.run import Problem, Watch, run
 from fedscan.schema import Weights, schema_of
 from fedscan.study import Study
-from fedscan.studyfile import Cases, StudyFile, build, read_cases
+from fedscan.studyfile import Cases, StudyFile, build, read_cases, try_out
 from fedscan.studyfile.cases import Tell, classes_of, fingerprint, flat, silent
 from fedscan.studyfile.file import NOT_HASHED
 
@@ -65,8 +65,7 @@ def launch(file: StudyFile, folder: Path, how: How = How(), cases: Cases | None 
     site is missing. What is in the folder by then is not lost: with ``resume`` the run goes on.
     """
     free(folder, how.resume)
-    numerics(file)
-    others = [file.by(name) for name in file.run.baselines if name != file.method]  # each suits the study, or refuses
+    others = ready(file)
     cases = cases or read_cases(file, how.cache, how.tell)
     study = build(file, cases)
     describe(file, cases, study, folder, how)
@@ -79,11 +78,24 @@ def launch(file: StudyFile, folder: Path, how: How = How(), cases: Cases | None 
 
 
 def free(folder: Path, resume: bool) -> None:
-    """Raises Problem where the folder holds a run that is not to be gone on with."""
+    """Raises Problem where the folder holds a run that is not to be gone on with, or cannot be a folder."""
+    above = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not above.is_dir():
+        raise Problem(f"{folder} cannot be made, because {above} is a file; choose another folder with --out")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise Problem(f"nothing can be written into {above}; choose another folder with --out")
     if (folder / "journal.sqlite").exists() and not resume:
         raise Problem(
             f"{folder} already holds a run; add --resume to go on with it, or choose another folder with --out"
         )
+
+
+def ready(file: StudyFile) -> list[StudyFile]:
+    """The study by each of its baselines. Raises Problem for what would fail later, whatever the cases are."""
+    numerics(file)
+    others = [file.by(name) for name in file.run.baselines if name != file.method]
+    try_out(file)
+    return others
 
 
 def carry_out(study: Study, folder: Path, how: How) -> State:

@@ -37,7 +37,7 @@ def said(error: Exception) -> tuple[int, str]:
     text = " ".join(str(error).split()) or type(error).__name__
     if "Absent" in kinds:
         return 3, f"The run has stopped: {text}. Nothing is lost; go on with --resume when the sites are back."
-    if kinds & {"Problem", "ValueError", "Diverged", "Damaged", "WorkerDied"}:
+    if kinds & {"Problem", "ValueError", "Diverged", "Damaged"}:
         return 2, text
     if "WorkerDied" in kinds:
         return 3, f"The run has stopped: {text}. Go on with --resume."
@@ -46,8 +46,11 @@ def said(error: Exception) -> tuple[int, str]:
     if "OperationalError" in kinds:
         locked = "another process is at work in this folder; wait for it, or choose another --out"
         return 2, locked if "locked" in text else f"the run's journal cannot be written: {text}"
+    if "DatabaseError" in kinds:
+        return 2, f"the run's journal is damaged ({text}): take it from a copy, or run the study again"
     if isinstance(error, OSError):
-        return 2, text
+        what = error.strerror or text
+        return 2, f"{error.filename}: {what[:1].lower()}{what[1:]}" if error.filename else text
     return 1, ""
 
 

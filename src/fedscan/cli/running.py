@@ -50,13 +50,14 @@ def run(
     json: JSON = False,
 ) -> None:
     """Run a study; the folder then holds its record, its model and its report."""
-    from fedscan.launch import How, free, launch
+    from fedscan.launch import How, free, launch, ready
     from fedscan.live import Show
     from fedscan.studyfile import load, read_cases
 
     file = load(study, settings(set_, device), data)
-    folder = out or Path("runs") / file.name
+    folder = out or Path("runs") / file.folder
     free(folder, resume)
+    ready(file)
     try:
         cases = read_cases(file, cache, common.progress)
         left_out(cases.rows)
@@ -121,7 +122,7 @@ def compare(
     from fedscan.studyfile import load
 
     names = [name.strip() for name in methods.split(",") if name.strip()]
-    folder = out or Path("runs") / f"{load(study).name}-comparison"
+    folder = out or Path("runs") / f"{load(study, settings(set_, device), data).folder}-comparison"
     how = How(True, strict, workers, cache=cache, command=common.rerun(), tell=common.progress)
     try:
         page, runs = carry_out(study, names, seeds, folder, settings(set_, device), data, how)

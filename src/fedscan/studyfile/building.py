@@ -9,7 +9,7 @@ import torch
 
 from fedscan.data.volumes import VolumeSplit
 from fedscan.run import Problem
-from fedscan.site import Splits, first_model
+from fedscan.site import Splits
 from fedscan.study import Study
 from fedscan.studyfile.cases import Cases, Labels, classes_of
 from fedscan.studyfile.file import StudyFile
@@ -47,19 +47,24 @@ def build(file: StudyFile, cases: Cases) -> Study:
         resolved=file.resolved(),
         hash=file.hash,
     )
-    try_out(file, study, len(cases.sequences))
+    try_out(file, len(cases.sequences))
     return study
 
 
-def try_out(file: StudyFile, study: Study, channels: int) -> None:
+def try_out(file: StudyFile, channels: int = 0) -> None:
     """Sends shapes without numbers through the network, so that what does not fit is found before any work is done.
 
-    Raises Problem for options that make no network, and for a grid or patch that the network does not take.
+    Where the ``channels`` are not known yet, they are those that the file names, or one. Raises Problem for options
+    that make no network, and for a grid or patch that the network does not take.
     """
+    from fedscan.models.registry import build as build_model
+
+    channels = channels or len(file.data.sequences or ("one",))
     size = file.data.patch or file.data.grid
     at: tuple[str, ...] = ("model",)
     try:
-        model = first_model(study.task, study.seed).to("meta")  # not every network can be made without numbers
+        with torch.random.fork_rng(devices=[]):  # not every network can be made without numbers
+            model = build_model(file.model, channels, 2, 3, **file.model_options).to("meta")
         with torch.device("meta"), torch.no_grad():
             at = ("data", "patch" if file.data.patch else "grid")
             if size:

@@ -17,6 +17,7 @@ from fedscan.ledger import SiteRow
 from fedscan.run import Problem
 from fedscan.studyfile.file import StudyFile, digest
 
+RESERVED = {"federation", "pooled"}  # in the record, who trained a model that is no single site's
 Tell = Callable[[str, int, int], None]  # what is being done, how many are done, out of how many
 Labels = Mapping[str, int | Sequence[int]]
 
@@ -92,6 +93,10 @@ def read_cases(file: StudyFile, cache: Path | None = None, tell: Tell = silent) 
                 raise file.places.wrong(
                     ("data", key), name, f"a sequence that the cases have ({known})", manifest.sequences
                 )
+    if len(set(sequences)) < len(sequences):
+        raise file.places.wrong(("data", "sequences"), list(sequences), "each sequence once")
+    for name in RESERVED.intersection(manifest.sites):
+        raise Problem(f"a site is called {name!r}, which means something else in the record: give it another name.")
     recipe = recipe_of(file, sequences, labels)
     tell("checking cases", 0, len(manifest.cases))
     catalogue = check(manifest, file.data.require, file.data.left_out_limit)
@@ -192,8 +197,7 @@ def dealt(file: StudyFile, cases: Sequence[Case], sequences: Sequence[str]) -> t
         return tuple(cases)
     from fedscan.data import signature
 
-    if p.sites is None:
-        raise Problem(f"{file.places.of(('data', 'partition'))}: [data.partition] lacks 'sites', how many there are.")
+    assert p.sites is not None  # the file was refused otherwise
     options: dict[str, Any] = {"minimum": p.minimum}
     if p.how == "dirichlet":
         volumes = p.by == "volume" and signature.quantiles(signature.lesion_volume(cases, p.labels), 3)

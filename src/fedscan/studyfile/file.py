@@ -82,6 +82,12 @@ class StudyFile:
         return self.top.name or self.path.stem
 
     @property
+    def folder(self) -> str:
+        """The study's name as that of one folder: what would lead elsewhere, or hide it, becomes a dash."""
+        plain = "".join("-" if c in "/\\" or not c.isprintable() else c for c in self.name.strip())
+        return f"-{plain[1:]}" if plain.startswith(".") else plain or "study"
+
+    @property
     def source(self) -> str:
         """Where the scans are: "demo", or a path that is absolute or relative to the working directory."""
         cases = self.data.cases

@@ -6,7 +6,7 @@ from dataclasses import MISSING, fields
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator, model_validator
 
 from fedscan.data.augment import Augmentation, Intensity
 from fedscan.step import Step
@@ -66,6 +66,13 @@ class Data(Table):
     augment: bool = True
     seed: int | None = Field(None, ge=0, lt=2**63)
 
+    @field_validator("fractions")
+    @classmethod
+    def _whole(cls, parts: tuple[float, float, float]) -> tuple[float, float, float]:
+        if parts[0] <= 0 or abs(sum(parts) - 1) > 1e-6:
+            raise ValueError("three parts (train, validation, test) that sum to 1, with some training, were meant")
+        return parts
+
 
 class Partition(Table):
     """Whether cases stay at their true sites or are dealt to simulated ones.
@@ -85,6 +92,12 @@ class Partition(Table):
     law: Literal["dirichlet", "power"] = "dirichlet"
     exponent: Annotated[float, Field(ge=0)] = 1.0
     minimum: Whole = 3
+
+    @model_validator(mode="after")
+    def _how_many(self) -> "Partition":
+        if self.how != "true" and self.sites is None:
+            raise ValueError("[data.partition] lacks 'sites', how many there are")
+        return self
 
 
 class Run(Table):
