@@ -11,6 +11,7 @@ import torch
 
 import toy
 from contract import Desk
+from fedscan import plugins
 from fedscan.methods import registry
 from fedscan.methods.registry import get, methods
 
@@ -70,9 +71,9 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-def offer(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
-    point = EntryPoint("ours", value, registry.GROUP)
-    monkeypatch.setattr(registry, "entry_points", lambda group: [point] if group == registry.GROUP else [])
+def offer(monkeypatch: pytest.MonkeyPatch, value: str, group: str = registry.GROUP) -> None:
+    point = EntryPoint("ours", value, group)
+    monkeypatch.setattr(plugins, "entry_points", lambda group: [point] if group == point.group else [])
 
 
 def test_a_package_brings_a_method(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,6 +95,51 @@ def test_two_methods_of_one_name(package: Path, monkeypatch: pytest.MonkeyPatch)
     offer(monkeypatch, "fedscan_ours:ours")
     with pytest.raises(ValueError, match="two packages bring a method 'fedavg'"):
         methods()
+
+
+MODEL = '''
+from torch import nn
+
+from fedscan.models.card import model
+
+
+@model("thin", summary="One convolution.", paper="none", presets={})
+def thin(channels: int, classes: int, dims: int = 3, *, kernel: int = 1):
+    """Images to logits."""
+    return (nn.Conv3d if dims == 3 else nn.Conv2d)(channels, classes, kernel)
+'''
+
+
+def test_a_package_brings_a_model(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fedscan.models import registry as networks
+
+    package.write_text(MODEL)
+    offer(monkeypatch, "fedscan_ours:thin", networks.GROUP)
+    card = networks.models()["thin"]
+    assert card.origin == ("unknown", "", hashlib.sha256(package.read_bytes()).hexdigest())
+    assert networks.build("thin", 2, 3, kernel=1).weight.shape == (3, 2, 1, 1, 1)
+    with pytest.raises(ValueError, match="'kernell' is no option of model 'thin': did you mean 'kernel'"):
+        networks.build("thin", 2, 3, kernell=1)
+    package.write_text(MODEL.replace('"thin"', '"unet"'))
+    monkeypatch.delitem(sys.modules, "fedscan_ours")
+    with pytest.raises(ValueError, match="two packages bring a model 'unet'"):
+        networks.models()
+    offer(monkeypatch, "fedscan_ours:nn", networks.GROUP)
+    with pytest.raises(ValueError, match="not a builder decorated with @model"):
+        networks.models()
+
+
+def test_the_hash_of_a_package_covers_all_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "fedscan_theirs"
+    folder.mkdir()
+    (folder / "__init__.py").write_text("from fedscan_theirs.code import build\n")
+    (folder / "code.py").write_text("from fedscan_theirs.inner import WIDTH\n\n\ndef build():\n    return WIDTH\n")
+    (folder / "inner.py").write_text("WIDTH = 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    point = EntryPoint("theirs", "fedscan_theirs:build", "any")
+    before = plugins.origin_of(point, point.load()).digest
+    (folder / "inner.py").write_text("WIDTH = 2\n")
+    assert plugins.origin_of(point, point.load()).digest != before
 
 
 def test_every_name_that_was_promised() -> None:

@@ -4,15 +4,13 @@ A package adds methods by an entry point of the group "fedscan.methods" that nam
 ``@card``. Nothing is imported because a message or a study's file says so: only installed packages are looked at.
 """
 
-import hashlib
-import inspect
 from dataclasses import replace
-from importlib.metadata import EntryPoint, entry_points
-from pathlib import Path
+from importlib.metadata import EntryPoint
 from typing import Any
 
 from fedscan.methods import alone, averages, scaffold, segnet, travelling
 from fedscan.methods.card import Card, Entry, Reduction, card, refusal
+from fedscan.plugins import offered, origin_of
 
 __all__ = ["Card", "Entry", "Reduction", "card", "get", "methods"]
 
@@ -27,7 +25,7 @@ def methods() -> dict[str, Entry[Any]]:
     """
     own = [v for family in FAMILIES for v in vars(family).values() if isinstance(v, Entry)]
     found: dict[str, Entry[Any]] = {}
-    for entry in [*own, *(plug_in(point) for point in entry_points(group=GROUP))]:
+    for entry in [*own, *(plug_in(point) for point in offered(GROUP))]:
         name = entry.card.name
         if name in found and found[name] is not entry:
             raise ValueError(f"two packages bring a method {name!r}: {found[name].package} and {entry.package}")
@@ -44,11 +42,8 @@ def get(name: str) -> Entry[Any]:
 
 
 def plug_in(point: EntryPoint) -> Entry[Any]:
-    """The method that an installed package offers, with where it comes from and the SHA-256 of its source file."""
+    """The method that an installed package offers, with where it comes from and the SHA-256 of its source."""
     entry = point.load()
     if not isinstance(entry, Entry):
         raise ValueError(f"the entry point {point.value!r} of group {GROUP!r} is not a function decorated with @card")
-    source = inspect.getsourcefile(entry.function)
-    digest = hashlib.sha256(Path(source).read_bytes()).hexdigest() if source else ""
-    package, version = (point.dist.name, point.dist.version) if point.dist else ("unknown", "")
-    return replace(entry, package=package, version=version, digest=digest)
+    return replace(entry, **origin_of(point, entry.function)._asdict())

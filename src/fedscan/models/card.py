@@ -9,6 +9,8 @@ from typing import Any, Literal, get_args, get_origin
 
 from torch import nn
 
+from fedscan.plugins import OWN, Origin
+
 Builder = Callable[..., nn.Module]
 _GIVEN = (
     "channels",
@@ -23,7 +25,7 @@ class ModelCard:
     """One network: its name, its source, and ``build(channels, classes, dims=3, **options)`` which makes it.
 
     ``options`` maps each option to its default, ``kinds`` to its annotation, and ``presets`` each preset's name to the
-    options that it sets.
+    options that it sets. ``origin`` is the package it comes from.
     """
 
     name: str
@@ -34,6 +36,7 @@ class ModelCard:
     options: Mapping[str, Any]
     kinds: Mapping[str, Any]
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    origin: Origin = OWN
 
     def resolve(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """All options with their values: the defaults, then the preset's, then those given.
