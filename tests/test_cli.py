@@ -312,6 +312,7 @@ def test_tables_as_text(fedscan: Command, done: Path) -> None:
         (("tasks",), "segmentation"),
         (("show", "fedprox"), "mu = 0.01  (a number of at least 0)"),
         (("ledger", done / "run"), "east"),
+        (("ledger", done / "run", "--by", "round"), "3 (test)"),
         (("data", "check", done / "scans"), "1 x 1 x 2"),
         (("report", done / "run"), "report"),
         (("--version",), "."),

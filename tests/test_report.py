@@ -258,6 +258,8 @@ def test_a_score_undefined_everywhere_is_shown_as_such(tmp_path: Path) -> None:
     record = small([0.8, 0.8], [None, None])
     text = Page(write_report(record, tmp_path).read_text()).text
     assert "undefined, 0/2" in text
+    group = tables.scores(record).groups[0]
+    assert [cell.support for cell in group.macro if cell] == ["undefined, 0/2"]
     assert "cannot be said" in text
     assert not re.search(r"\bnan\b", text, re.I)
 
@@ -286,6 +288,22 @@ def test_a_run_of_a_baseline_is_called_by_its_name(record: Record, tmp_path: Pat
     head = tables.headline(own, tables.gains(own))
     assert head.columns == ["Trained alone", "All data pooled"]
     assert "trained a model each" in Page(write_report(own, tmp_path).read_text()).text
+
+
+def test_what_spoils_every_number_is_said_first(record: Record, tmp_path: Path) -> None:
+    silent = tuple(replace(t, status="refused", bytes_up=0) if t.round in (2, 9) else t for t in record.turns)
+    sites = (*record.sites[:-1], replace(record.sites[-1], test=0))
+    gone = tuple(
+        ScoreRow(10, "test", "federation", s.name, "c", "c", "lesion", "reference_ml", 0.0) for s in record.sites
+    )
+    spoilt = replace(record, turns=silent, sites=sites, scores=(*record.scores, *gone))
+    text = Page(write_report(spoilt, tmp_path).read_text()).text
+    assert "Nothing was learned in 2 rounds of 10 (2 and 9)" in text
+    assert f"{sites[-1].name} has no test case" in text
+    assert "No test case holds lesion" in text
+    whole = Page(write_report(record, tmp_path).read_text()).text
+    for said in ("Nothing was learned", "has no test case", "No test case holds"):
+        assert said not in whole
 
 
 # What left, and who took part
@@ -321,6 +339,8 @@ def test_bytes_add_up_by_message_and_site(record: Record) -> None:
     assert (train.asked, train.answered, train.down, train.up, train.each) == (3, 2, "3.00 kB", "400 B", "200 B")
     assert [(s.up, s.down) for s in table.sites][:2] == [("400 B", "2.00 kB"), ("0 B", "1.00 kB")]
     assert turns.per_round(small_one) == pytest.approx(400 / 3)
+    tested = replace(small_one, turns=(*some, turn("Ash Park", record.rounds + 1, up=9999)))
+    assert turns.per_round(tested) == pytest.approx(400 / 3), "the test is no round"
 
 
 def test_presence_shows_the_worst_of_a_round(record: Record) -> None:
@@ -329,6 +349,9 @@ def test_presence_shows_the_worst_of_a_round(record: Record) -> None:
     assert by_name["Dunmore"] == ["answered"] * 2 + ["absent"] * 2 + ["answered"] * 6
     assert by_name["Elm Court"][5] == "refused"
     assert [row.total for row in table.rows] == ["10 of 10", "9 of 10", "10 of 10", "8 of 10", "9 of 10"]
+    assert table.rounds == [str(r) for r in range(1, 11)]
+    last = tuple(replace(t, round=11) for t in record.turns if t.round == 10)
+    assert turns.taking(replace(record, turns=(*record.turns, *last))).rounds[-1] == "test"
     shown = tables.curves(record)
     assert shown is not None
     assert {c.name: (c.absent, c.refused) for c in shown[1]}["Dunmore"] == ([3, 4], [])

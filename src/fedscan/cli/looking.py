@@ -141,12 +141,15 @@ def ledger(
 ) -> None:
     """Show what was asked, what was answered, and what travelled."""
     from contextlib import closing
+    from json import loads
 
     from fedscan.ledger import opened, read_turns
     from fedscan.report.words import size
 
     with closing(opened(run)) as db:
         turns = read_turns(db)
+        (study,) = db.execute("SELECT value FROM meta WHERE key = 'study'").fetchone()
+        rounds = loads(study)["train"]["rounds"]
     groups: dict[Any, list[Any]] = defaultdict(list)
     for turn in turns:
         groups[getattr(turn, by)].append(turn)
@@ -164,8 +167,12 @@ def ledger(
     if json:
         common.print_json(rows)
         return
+
+    def named(key: Any) -> object:
+        return f"{key} (test)" if by == "round" and key > rounds else key
+
     shown = [
-        (r[by], r["answered"], r["refused"], r["absent"], size(r["bytes_down"]), size(r["bytes_up"]), r["seconds"],
+        (named(r[by]), r["answered"], r["refused"], r["absent"], size(r["bytes_down"]), size(r["bytes_up"]), r["seconds"],
          ", ".join(r["privacy"])) for r in rows
     ]  # fmt: skip
     common.print_table((by, "answered", "refused", "absent", "down", "up", "seconds", "what left"), shown)

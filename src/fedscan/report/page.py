@@ -31,6 +31,7 @@ def write_report(record: Record, folder: Path) -> Path:
         "r": record,
         "sections": SECTIONS,
         "lead": _lead(record),
+        "notes": [*record.notes, *_warnings(record)],
         "gains": found,
         "tiles": _tiles(record, found),
         "rule": tables.RULE,
@@ -104,6 +105,24 @@ def _lead(record: Record) -> str:
         f"{how}, to outline {listed(list(record.labels))} in {plural(used, 'scan')}. Every model on this page was "
         f"scored once, at the end, on {plural(tests, 'test case')} kept aside for this."
     )
+
+
+def _warnings(record: Record) -> Iterator[str]:
+    """What went so wrong that no number of this page can be read without it."""
+    if lost := turns.skipped(record):
+        which = listed([str(r) for r in lost[:10]]) + (f" and {len(lost) - 10} more" if lost[10:] else "")
+        yield (
+            f"Nothing was learned in {plural(len(lost), 'round')} of {record.rounds} ({which}): no hospital gave a "
+            f"usable answer. Why stands in section 7."
+        )
+    tests = tables.final(record.scores)
+    for site in record.sites:
+        if tests and not site.test:
+            yield f"{site.name} has no test case, so nothing can be said of it."
+    for label in record.labels:
+        sizes = [row.value for row in tests if row.label == label and row.metric.startswith("reference_")]
+        if sizes and not any(sizes):
+            yield f"No test case holds {label}: its Dice is 0 wherever a model outlined any of it, and else undefined."
 
 
 def _tiles(record: Record, found: Sequence[tables.Gain]) -> Iterator[dict[str, Any]]:

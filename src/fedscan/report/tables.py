@@ -325,4 +325,7 @@ def scores(record: Record) -> Scores:
 def _macro(rows: Sequence[ScoreRow], metric: str) -> Cell | None:
     """The mean of hospitals with the support of single cases, so that an undefined score shows here too."""
     cell, cases = estimate(macro(rows, metric), metric), micro(rows, metric)
-    return cell and Cell(cell.text, cell.interval, f"{cases.used}/{cases.total}", cases.undefined > 0)
+    if cell is None:
+        return None
+    support = f"{'' if cell.text else 'undefined, '}{cases.used}/{cases.total}"
+    return Cell(cell.text, cell.interval, support, cases.undefined > 0)

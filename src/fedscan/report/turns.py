@@ -107,6 +107,8 @@ def privacy(record: Record) -> Privacy:
         lines.insert(0, "No images or labels left a hospital.")
     if "weights" in counts:
         lines.append("Weights are learned from scans and are not anonymous by themselves: share them as agreed only.")
+    if any(t.question == "evaluate" for t in left):
+        lines.append("Scores of single cases left with the names of case and patient, as the table of cases has them.")
     if "centralised" in record.comparisons:
         lines.append(
             "The comparison with pooled data puts all cases in one place; it is no part of this federation, and its "
@@ -143,9 +145,16 @@ def _bytes(turns: Sequence[TurnRow]) -> tuple[int, int, str, str, str]:
 
 
 def per_round(record: Record) -> float:
-    """Mean bytes that a hospital sent in a round in which it was asked."""
-    rounds = {(t.round, t.site) for t in record.turns}
-    return sum(t.bytes_up for t in record.turns) / max(len(rounds), 1)
+    """Mean bytes that a hospital sent in a round in which it was asked; the test after the last round is none."""
+    turns = [t for t in record.turns if t.round <= record.rounds]
+    return sum(t.bytes_up for t in turns) / max(len({(t.round, t.site) for t in turns}), 1)
+
+
+def skipped(record: Record) -> list[int]:
+    """The rounds in which no hospital gave a usable answer to anything but ``evaluate``: nothing was learned."""
+    learning = [t for t in record.turns if t.round <= record.rounds and t.question != "evaluate"]
+    useful = {t.round for t in learning if t.status == "answered"}
+    return sorted({t.round for t in learning} - useful)
 
 
 def taking(record: Record) -> Taking:
@@ -163,7 +172,7 @@ def taking(record: Record) -> Taking:
     missed = [t for t in record.turns if t.status != "answered"]
     more = f"; the first {SHOWN} of {len(missed)}" if len(missed) > SHOWN else ""
     step = max(1, -(-len(rounds) // 20))
-    ticks = [str(r) if i % step == 0 else "" for i, r in enumerate(rounds)]
+    ticks = ["test" if r > record.rounds else str(r) if i % step == 0 else "" for i, r in enumerate(rounds)]
     return Taking(ticks, rows if rounds else [], missed[:SHOWN], f"Every question without a usable answer{more}.")
 
 
