@@ -340,3 +340,23 @@ def test_simulated_sites(tmp_path: Path, how: str) -> None:
     assert cases.sites == ("site-1", "site-2")
     assert sum(row.used for row in cases.rows) == 10
     assert any("simulated" in note for note in cases.notes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (("sites=3",), 'data.partition] sites plays no part in how = "true": leave it out'),
+        (("how=intensity", "sites=2", "alpha=0.1"), 'alpha plays no part in how = "intensity"'),
+        (("how=quantity", "sites=2", "labels=[1]"), 'labels plays no part in how = "quantity"'),
+        (("how=lesion-size", "sites=2", "labels=[7]"), "no case has any of the labels 7"),
+        (("how=intensity", "sites=2", 'sequence="t2"'), "10 subjects lack sequence 't2', such as 'all0'"),
+    ],
+)
+def test_settings_of_a_partition_that_play_no_part_are_refused(
+    tmp_path: Path, changes: tuple[str, ...], said: str
+) -> None:
+    write_scans(tmp_path / "scans", ("all",), 10)
+    path = write_study(tmp_path)
+    with pytest.raises(Problem) as e:
+        read_cases(load(path, [f"data.partition.{change}" for change in changes]), tmp_path / "cache")
+    assert said in str(e.value)

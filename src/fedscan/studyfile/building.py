@@ -9,12 +9,12 @@ import torch
 
 from fedscan.data.volumes import VolumeSplit
 from fedscan.run import Problem
-from fedscan.site import Splits
+from fedscan.site import Splits, Task
 from fedscan.study import Study
 from fedscan.studyfile.cases import Cases, Labels, classes_of
 from fedscan.studyfile.file import StudyFile
 from fedscan.studyfile.pooling import POOLED, EqualSteps, pooled
-from fedscan.tasks.segmentation import Segmentation
+from fedscan.tasks.registry import tasks
 
 KEEP = 4 << 30  # bytes of all sites' splits that may stay in memory; a larger one is read from disk each time
 
@@ -92,7 +92,7 @@ def splits_of(
     return Splits(train, volumes("validation"), volumes("test"))
 
 
-def task_of(file: StudyFile, sequences: Sequence[str], labels: Labels) -> Segmentation:
+def task_of(file: StudyFile, sequences: Sequence[str], labels: Labels) -> Task:
     """What is learned: the network for these channels and labels, the loss and the scores."""
     from fedscan.models.registry import build as build_model
 
@@ -103,10 +103,12 @@ def task_of(file: StudyFile, sequences: Sequence[str], labels: Labels) -> Segmen
             raise file.places.wrong(("scores", "tolerance"), name, f"a label ({', '.join(known)})", known)
     classes = len(class_of) + 1
     network = partial(build_model, file.model, len(sequences), classes, 3, **file.model_options)
-    loss = file.tables["task"].model_dump(exclude={"kind", "labels"})
-    return Segmentation(
-        {"model": network}, known, classes, loss, file.data.patch, dict(file.scores.tolerance), file.scores.hd95
+    options = file.tables["task"].model_dump(exclude={"kind", "labels"})
+    make = tasks()[file.tables["task"].kind].make
+    made: Task = make(
+        {"model": network}, known, classes, file.data.patch, dict(file.scores.tolerance), file.scores.hd95, **options
     )
+    return made
 
 
 def check_names(file: StudyFile, names: Sequence[str], cases: Cases) -> None:

@@ -208,7 +208,24 @@ def dealt(file: StudyFile, cases: Sequence[Case], sequences: Sequence[str]) -> t
         options["values"] = signature.foreground_intensity(cases, p.sequence or sequences[0])
     else:
         options["values"] = signature.lesion_volume(cases, p.labels)
+    hold_for_all(file, cases, options)
     return partition(cases, p.how, p.sites, seed, **options)
+
+
+def hold_for_all(file: StudyFile, cases: Sequence[Case], options: Mapping[str, Any]) -> None:
+    """Raises Problem where a subject lacks what sites are dealt by, or no case has any of it."""
+    p, at = file.partition, file.places.of(("data", "partition"))
+    values = options.get("values", options.get("classes"))
+    missing = sorted({case.subject for case in cases} - values.keys()) if values is not None else []
+    if missing:
+        what = f"sequence {p.sequence!r}" if p.sequence else "what it is dealt by"
+        raise Problem(
+            f"{at}: {len(missing)} subjects lack {what}, such as {missing[0]!r}: they cannot be dealt to sites."
+        )
+    if p.labels and p.how == "lesion-size" and not any(options["values"].values()):
+        raise Problem(
+            f"{at}: no case has any of the labels {', '.join(map(str, p.labels))}: sites cannot be dealt by it."
+        )
 
 
 def divided(

@@ -14,7 +14,7 @@ from fedscan.data.augment import Augmentation, Intensity
 from fedscan.run import Problem
 from fedscan.step import Step
 from fedscan.studyfile.places import Path_, Places, checked, lines_of
-from fedscan.studyfile.sections import TABLES, Data, Partition, Run, Scores, Table, Top, of_options
+from fedscan.studyfile.sections import TABLES, Data, Partition, Run, Scores, Table, Top, of_options, of_task
 
 FREE = ("method", "methods", "model")  # tables whose keys depend on a name in them
 # What is not part of a study's hash: where its data lie, what it is compared with, and what stands in its numerics.
@@ -139,13 +139,23 @@ class StudyFile:
         return {"study": tree, "plugins": self.plugins(), "numerics": self.numerics()}
 
     def plugins(self) -> dict[str, Any]:
-        """Package, version and source hash of a method that another package brings."""
+        """Package, version and source hash of a method, model or task that another package brings."""
         from fedscan.methods.registry import get
+        from fedscan.models.registry import models
+        from fedscan.plugins import OWN, Origin
+        from fedscan.tasks.registry import tasks
 
         entry = get(self.method)
-        if entry.package == "fedscan":
-            return {}
-        return {"method": {"package": entry.package, "version": entry.version, "sha256": entry.digest}}
+        origins = {
+            "method": Origin(entry.package, entry.version, entry.digest),
+            "model": models()[self.model].origin,
+            "task": tasks()[self.tables["task"].kind].origin,
+        }
+        return {
+            what: {"package": origin.package, "version": origin.version, "sha256": origin.digest}
+            for what, origin in origins.items()
+            if origin.package != OWN.package
+        }
 
     @cached_property
     def hash(self) -> str:
@@ -230,11 +240,10 @@ def read(raw: dict[str, Any], places: Places, text: str, file_method: str | None
         if key not in Top.model_fields:
             raise places.unknown((key,), known, elsewhere)
     top = checked(Top, raw, (), places)
+    forms = {**TABLES, "task": task_form(nested["task"], places)}
     tables: dict[str, Any] = {
-        name: checked(
-            TABLES[name], {} if nested[name] is None else nested[name], tuple(name.split(".")), places, elsewhere
-        )
-        for name in TABLES
+        name: checked(form, {} if nested[name] is None else nested[name], tuple(name.split(".")), places, elsewhere)
+        for name, form in forms.items()
     }
     entry, options = read_method(free["method"], free["methods"], places, file_method)
     baselines(tables["run"].baselines, places)
@@ -244,6 +253,19 @@ def read(raw: dict[str, Any], places: Places, text: str, file_method: str | None
         places.file, text, top, tables, entry.card.name, options, model, model_options, step,
         augmentation(tables, places), places, whole,
     )  # fmt: skip
+
+
+def task_form(table: Any, places: Places) -> type[Table]:
+    """What may stand in [task]: of segmentation, or of the task of an installed package that ``kind`` names."""
+    kind = table.get("kind", "segmentation") if isinstance(table, dict) else "segmentation"
+    if kind == "segmentation":
+        return TABLES["task"]
+    from fedscan.tasks.registry import tasks
+
+    cards = tasks()
+    if not isinstance(kind, str) or kind not in cards:
+        raise places.wrong(("task", "kind"), kind, f"one of {', '.join(cards)}", cards)
+    return of_task(cards[kind])
 
 
 def cut(raw: dict[str, Any], name: str) -> Any:

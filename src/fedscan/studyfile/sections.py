@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator
 from fedscan.data.augment import Augmentation, Intensity
 from fedscan.step import Step
 from fedscan.tasks.losses import dice_cross_entropy
+from fedscan.tasks.registry import GIVEN, TaskCard
 
 STRICT = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=())
 Whole = Annotated[int, Field(ge=1)]
@@ -97,7 +98,20 @@ class Partition(Table):
     def _how_many(self) -> "Partition":
         if self.how != "true" and self.sites is None:
             raise ValueError("[data.partition] lacks 'sites', how many there are")
+        known = ("how", *PARTITION[self.how])
+        for name, field in type(self).model_fields.items():
+            if name not in known and getattr(self, name) != field.default:
+                raise ValueError(f'[data.partition] {name} plays no part in how = "{self.how}": leave it out')
         return self
+
+
+PARTITION = {  # the settings that play a part, by way
+    "true": (),
+    "dirichlet": ("sites", "minimum", "by", "labels", "alpha"),
+    "quantity": ("sites", "minimum", "law", "alpha", "exponent"),
+    "intensity": ("sites", "minimum", "sequence"),
+    "lesion-size": ("sites", "minimum", "labels"),
+}
 
 
 class Run(Table):
@@ -196,6 +210,13 @@ Labels = Mapping[str, Annotated[int, Field(ge=1, le=65535)] | tuple[Annotated[in
 LABELS = Field(None, description="for each name a whole number above 0 in the label files, or a list of those,")
 KIND: Any = Literal["segmentation"]
 Task = create_model("Task", __base__=Loss, kind=(KIND, "segmentation"), labels=(Labels | None, LABELS))
+
+
+def of_task(card: TaskCard) -> type[Table]:
+    """The table [task] of a task that an installed package brings."""
+    options = of_function("Options", card.make, without=GIVEN)
+    return create_model("Task", __base__=options, kind=(str, card.name), labels=(Labels | None, LABELS))
+
 
 TABLES: dict[str, type[Table]] = {
     "data": Data, "data.partition": Partition, "data.augmentation": Augment,
