@@ -96,7 +96,7 @@ def predict(
     image, _, _, _ = compute(case, recipe)
     model = run.model(study, chosen(run, study, site))
     task: Any = study.task
-    found = task.predict(model, torch.from_numpy(np.ascontiguousarray(image))[None].to(study.device))
+    found = task.predict(model, torch.from_numpy(np.ascontiguousarray(image))[None].to(study.device))[0]
     first = next(path for path in case.images.values() if path is not None)
     made = restore(found, first, recipe)
     import nibabel
@@ -189,7 +189,7 @@ def overlay_of(study: Study, model: nn.Module, test: Any, i: int, site: str, ran
     """One test case with its prediction."""
     batch, prepared = test.case(i)
     task: Any = study.task
-    found = task.predict(model, batch.x)
+    found = task.predict(model, batch.x)[0]
     shown = next(c for c, there in enumerate(prepared.present) if there)
     image = np.asarray(prepared.image[shown], dtype=np.float32)
     image = np.where(image == 0, image.min(), image)  # what a z-score of the foreground left at 0 is shown black
