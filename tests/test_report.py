@@ -326,6 +326,17 @@ def test_what_left_is_said_by_the_rows_alone(record: Record, classes: list[str],
     assert any("No images or labels" in line for line in said.lines) == calm
 
 
+def test_weights_beside_numbers_are_not_passed_over(record: Record) -> None:
+    """FedSegNet's answers are of the class "statistics", and hold weights."""
+    said = turns.privacy(replace(record, turns=(turn("A", 1, "statistics"),))).lines
+    assert "summary numbers and scores, with or without weights (1 message)" in said[1]
+    assert any("Weights are learned from scans" in line for line in said)
+    scores = replace(turn("A", 1, "statistics"), question="evaluate")
+    said = turns.privacy(replace(record, turns=(scores,))).lines
+    assert not any("Weights are learned from scans" in line for line in said)
+    assert any("names of case and patient" in line for line in said)
+
+
 def test_images_that_were_not_sent_did_not_leave(record: Record) -> None:
     silent = (turn("A", 1), turn("A", 2, "images", up=0, status="absent"))
     assert turns.privacy(replace(record, turns=silent)).calm

@@ -172,7 +172,7 @@ def ledger(
         return f"{key} (test)" if by == "round" and key > rounds else key
 
     shown = [
-        (named(r[by]), r["answered"], r["refused"], r["absent"], size(r["bytes_down"]), size(r["bytes_up"]), r["seconds"],
-         ", ".join(r["privacy"])) for r in rows
+        (named(r[by]), r["answered"], r["refused"], r["absent"], size(r["bytes_down"]), size(r["bytes_up"]),
+         r["seconds"], ", ".join(r["privacy"])) for r in rows
     ]  # fmt: skip
     common.print_table((by, "answered", "refused", "absent", "down", "up", "seconds", "what left"), shown)

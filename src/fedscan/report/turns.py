@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from fedscan.ledger import Record, TurnRow
 from fedscan.report.words import listed, plural, size
 
-CLASSES = {
+CLASSES = {  # the most telling thing that a message holds; it may hold what stands above it here as well
     "weights": "model weights",
-    "statistics": "counts and summary numbers",
+    "statistics": "summary numbers and scores, with or without weights",
     "prototypes": "averages of inner features",
     "features": "inner features of scans",
     "predictions": "predictions for cases",
@@ -95,6 +95,7 @@ def privacy(record: Record) -> Privacy:
         counts[turn.privacy] = counts.get(turn.privacy, 0) + 1
     found = listed([f"{CLASSES.get(c, f'“{c}”')} ({plural(n, 'message')})" for c, n in counts.items()])
     lines = [f"What left: {found}, as declared by the privacy class of each message in the record of this run."]
+    learned = "weights" in counts or any(t.question != "evaluate" and t.privacy in CLASSES for t in left)
     unknown = sorted(counts.keys() - CLASSES.keys())
     delicate = [CLASSES[c] for c in CLASSES if c in counts and c not in HARMLESS]
     if "images" in counts:
@@ -105,7 +106,7 @@ def privacy(record: Record) -> Privacy:
         lines.insert(0, f"No image left a hospital, but {listed(delicate)} did, and these are made from scans.")
     else:
         lines.insert(0, "No images or labels left a hospital.")
-    if "weights" in counts:
+    if learned:
         lines.append("Weights are learned from scans and are not anonymous by themselves: share them as agreed only.")
     if any(t.question == "evaluate" for t in left):
         lines.append("Scores of single cases left with the names of case and patient, as the table of cases has them.")
