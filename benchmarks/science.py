@@ -5,9 +5,10 @@
     python benchmarks/science.py --study hippocampus --rows fedsegnet,fedsegnet-no-adaptive --corrupt shuffle:float-v2
     python benchmarks/science.py --table                               writes docs/science.md from studies/results
 
-A row is first tuned: one short run for each learning rate of ``RATES``, without the test cases; the mean validation
-Dice of the hospitals decides. Then it runs in full, once a seed, and the test cases are scored once. A finished row is
-a line of ``studies/results/STUDY.jsonl``; runs lie below ``--out`` and go on where they were stopped.
+A row is first tuned: a run with the first seed for each learning rate of ``RATES``, stopped before its test; the mean
+validation Dice of the hospitals after the last round decides. Only the run that is chosen is then tested, once, and the
+other seeds take its rate. A finished row is a line of ``studies/results/STUDY.jsonl``; runs lie below ``--out`` and go
+on where they were stopped.
 """
 
 import argparse
@@ -15,8 +16,8 @@ import json
 import os
 import time
 from collections.abc import Sequence
-from contextlib import closing
-from dataclasses import dataclass, replace
+from contextlib import closing, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +31,16 @@ from fedscan.studyfile import Cases, StudyFile, load, read_cases
 from science_rows import BY_NAME, FOLDERS, RESULTS, ROOT, Row, read_results
 from spoil import CORRUPTIONS, spoil
 
-RATES = (0.001, 0.003)
-TUNING = 4  # the part of the study's rounds that a tuning run has: one in so many
+RATES = (0.003, 0.01)
+TUNED_WITH = 0  # the seed
 
 
 class OutOfTime(Exception):
     """The minutes that were given are over; what is on disk is gone on with next time."""
+
+
+class Validated(Exception):
+    """The last round of a run is validated, and its test is not begun."""
 
 
 @dataclass(frozen=True)
@@ -56,64 +61,70 @@ class Bench:
         """The study as the row has it."""
         return load(self.path, (*row.of(self.study), *self.extra, *settings), self.data)
 
-    def watch(self, label: str) -> Any:
-        """Tells rounds, and stops a run in time."""
+    def watch(self, label: str, until: int | None) -> Any:
+        """Tells rounds, stops in time, and before the test where a run is to stop after round ``until``."""
+        now = 0
 
         def watch(what: str, value: Any) -> None:
+            nonlocal now
+            if what == "round":
+                now = value
+                print(f"{time.strftime('%H:%M:%S')} {label}: round {value}", flush=True)
+            if what == "scores" and now == until:
+                raise Validated
             if time.monotonic() > self.until:
                 raise OutOfTime
-            if what == "round":
-                print(f"{time.strftime('%H:%M:%S')} {label}: round {value}", flush=True)
 
         return watch
 
 
-def row_folder(bench: Bench, row: Row) -> Path:
-    """Where the runs of a row lie."""
-    return bench.out / "-".join(filter(None, (bench.study, bench.corrupt.replace(":", "-")))) / row.name
+def carried_out(bench: Bench, row: Row, seed: int, rate: float, test: bool) -> tuple[Record, Path]:
+    """The record of a row's run and its folder: begun, gone on with, or only read where it is as far as it should be.
+
+    Without ``test`` it ends with the validation after its last round.
+    """
+    file = bench.file(row, f"train.lr={rate}", f"seed={seed}")
+    name = "-".join(filter(None, (bench.study, bench.corrupt.replace(":", "-"))))
+    folder = bench.out / name / row.name / f"{seed}-{rate:g}"
+    if stands(folder) < file.rounds + test:
+        watch = bench.watch(f"{row.name} at {rate:g}, seed {seed}", None if test else file.rounds)
+        with suppress(Validated):
+            baseline(file, bench.cases, folder, How(watch=watch))
+    return read_record(folder), folder
+
+
+def stands(folder: Path) -> int:
+    """The last round that is settled of the run in a folder, the test being one after the last; -1 for none."""
+    if not (folder / "journal.sqlite").exists():
+        return -1
+    try:
+        with closing(opened(folder)) as db:
+            head = db.execute("SELECT round FROM head").fetchone()
+    except ValueError:  # stopped before it began
+        return -1
+    return int(head[0]) if head else -1
 
 
 def tune(bench: Bench, row: Row) -> dict[str, float]:
-    """The mean validation Dice of the hospitals after a short run, by learning rate; test cases are not there."""
-    rounds = max(1, bench.file(row).rounds // TUNING)
-    unseen = replace(bench.cases, of={site: {**of, "test": ()} for site, of in bench.cases.of.items()})
+    """The hospitals' mean validation Dice after the last round, by learning rate; what is known is not run again."""
+    for line in read_results(bench.results):
+        if (line["row"], line["corrupt"]) == (row.name, bench.corrupt):
+            return dict(line["tuned"])
     found = {}
     for rate in RATES:
-        file = bench.file(row, f"train.lr={rate}", f"train.rounds={rounds}", f"run.every={rounds}")
-        record = carried_out(bench, file, unseen, row_folder(bench, row) / f"tuning-{rate}", f"{row.name} at {rate}")
-        last = [r for r in record.scores if r.split == "validation" and r.round == rounds]
-        found[str(rate)] = round(macro(home(last), "dice").mean or 0.0, 5)
+        record, _ = carried_out(bench, row, TUNED_WITH, rate, test=False)
+        last = [r for r in record.scores if r.split == "validation" and r.round == record.rounds]
+        found[f"{rate:g}"] = round(macro(home(last), "dice").mean or 0.0, 5)
     return found
-
-
-def carried_out(bench: Bench, file: StudyFile, cases: Cases, folder: Path, label: str) -> Record:
-    """The record of a run, which is begun, gone on with, or read where it is finished."""
-    if not finished(folder):
-        baseline(file, cases, folder, How(watch=bench.watch(label)))
-    return read_record(folder)
-
-
-def finished(folder: Path) -> bool:
-    """Whether the run in a folder has come to its end."""
-    if not (folder / "journal.sqlite").exists():
-        return False
-    try:
-        with closing(opened(folder)) as db:
-            head = db.execute("SELECT finished FROM head").fetchone()
-    except ValueError:  # stopped before it began
-        return False
-    return bool(head and head[0])
 
 
 def carry_out(bench: Bench, row: Row, seed: int) -> dict[str, Any]:
     """Tunes the row, runs it with a seed, and returns its line of results."""
     tuned = tune(bench, row)
-    rate = max(tuned, key=lambda key: tuned[key])
-    file = bench.file(row, f"train.lr={rate}", f"seed={seed}")
-    folder = row_folder(bench, row) / str(seed)
-    record = carried_out(bench, file, bench.cases, folder, f"{row.name}, seed {seed}")
+    rate = float(max(tuned, key=lambda key: tuned[key]))
+    record, folder = carried_out(bench, row, seed, rate, test=True)
     known = {"study": bench.study, "row": row.name, "seed": seed, "corrupt": bench.corrupt}
-    found = {"settings": [*row.of(bench.study), *bench.extra], "lr": float(rate), "tuned": tuned}
+    found = {"settings": [*row.of(bench.study), *bench.extra], "lr": rate, "tuned": tuned}
     return {**known, **found, **measured(record), "shares": shares(folder)}
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from fedscan.ledger import read_record
 from fedscan.studyfile import build
 from shared import shared
 from tinystudy import write_scans
@@ -168,8 +169,11 @@ def test_a_row_on_real_scans_from_scans_to_the_results(
     found = bench.rows.read_results(tmp_path / "results" / "hippocampus.jsonl")
     assert [(each["row"], each["seed"], each["rounds"], each["steps"]) for each in found] == [("fedsegnet", 0, 2, 14)]
     (one,) = found
-    assert set(one["tuned"]) == {"0.001", "0.003"}
+    assert set(one["tuned"]) == {"0.003", "0.01"}
     assert one["lr"] == float(max(one["tuned"], key=lambda rate: one["tuned"][rate]))
+    scored = {path.name: {row.split for row in read_record(path).scores} for path in tmp_path.glob("out/*/*/0-*")}
+    assert scored.pop(f"0-{one['lr']:g}") == {"validation", "test"}
+    assert list(scored.values()) == [{"validation"}]  # the rate that was not chosen never saw the test cases
     assert 0 <= one["dice"]["macro"]["mean"] <= 1
     assert one["dice"]["macro"]["subjects"] == len({subject for subject, _ in one["cases"]["large"].values()})
     assert 0 < one["mb_up"] < one["mb_down"] / 3  # 8 bits against 32
