@@ -1,7 +1,7 @@
 """A method: what the server remembers, what one round says, and what sites will answer."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
@@ -30,10 +30,14 @@ class Absent(Exception):
 
 @dataclass(frozen=True)
 class Terms:
-    """What both sides know before a question is put: the model's structure, and how local steps are taken."""
+    """What both sides know before a question is put: the networks' structure by role, and how local steps are taken.
+
+    ``model`` is the network of the role "model", which predicts.
+    """
 
     model: nn.Module
     step: Step
+    networks: Mapping[str, nn.Module] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

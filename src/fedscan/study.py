@@ -62,9 +62,10 @@ class Study:
 
     @cached_property
     def terms(self) -> Terms:
-        """The model's structure without its numbers, and the policy for local steps."""
-        model = first_model(self.task, self.seed).to("meta")  # not made there: some networks compute while they are
-        return Terms(model, self.step)
+        """The networks' structure without their numbers, and the policy for local steps."""
+        roles = self.task.networks  # not made on "meta": some networks compute while they are
+        networks = {role: first_model(self.task, self.seed, role).to("meta") for role in roles}
+        return Terms(networks["model"], self.step, networks)
 
     @cached_property
     def travelling(self) -> frozenset[str]:
