@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import subprocess
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -494,6 +495,24 @@ def test_comparison_is_paired_with_the_first_method(tmp_path: Path) -> None:
     text = Page(write_comparison(runs, tmp_path).read_text()).text
     assert "p (Holm)" in text
     assert "fedavg 2 seeds" in re.sub(r"\s+", " ", text)
+
+
+def test_a_hospital_at_nought_is_drawn_too() -> None:
+    from fedscan.report.comparison import lines
+
+    _, (dot,) = lines({"fedavg": replace(small([0.1], [0.0, 0.0]), comparisons={})})
+    assert (dot.mean, list(dot.points)) == (0.0, [0.0])
+
+
+def test_a_very_long_name_leaves_room_for_the_chart(record: Record, tmp_path: Path) -> None:
+    name = "x" * 200
+    sites = (replace(record.sites[0], name=name), *record.sites[1:])
+    moved = tuple(replace(s, tested_at=name) if s.tested_at == record.sites[0].name else s for s in record.scores)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        text = write_report(replace(record, sites=sites, scores=moved), tmp_path).read_text()
+    assert name in text
+    assert "x" * 39 + "…" in text
 
 
 def test_seeds_are_averaged_case_by_case(record: Record) -> None:

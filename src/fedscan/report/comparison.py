@@ -112,4 +112,5 @@ def _dot(name: str, rows: Sequence[ScoreRow]) -> Dot:
     total = macro(rows, "dice")
     if total.mean is None:
         raise ValueError(f"every test Dice of {name} is undefined, so it cannot be compared")
-    return Dot(name, total.mean, total.low, total.high, [s.mean for s in by_site(rows, "dice").values() if s.mean])
+    hospitals = [s.mean for s in by_site(rows, "dice").values() if s.mean is not None]
+    return Dot(name, total.mean, total.low, total.high, hospitals)

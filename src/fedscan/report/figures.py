@@ -64,6 +64,11 @@ class Dot(NamedTuple):
     points: Sequence[float] = ()  # e.g. the mean of each hospital
 
 
+def _short(name: str, most: int = 40) -> str:
+    """A name that leaves room for the chart; the tables have it whole."""
+    return name if len(name) <= most else f"{name[: most - 1]}…"
+
+
 @contextmanager
 def _figure(width: float, height: float) -> Iterator[Any]:
     """A figure of so many inches in the page's style. Missing glyphs are no fault: the browser draws the text."""
@@ -116,7 +121,7 @@ def arrows(rows: Sequence[Arrow], title: str, xlabel: str) -> Markup:
                 axes.plot(row.pooled, y, "|", ms=15, mew=2.4, color=POOLED)
             place = {"transform": axes.get_yaxis_transform(), "va": "center", "in_layout": False}
             axes.text(1.03, y, row.text, color=colour, weight="bold", **place)
-        axes.set_yticks(range(len(rows)), [row.name for row in rows], color=INK)
+        axes.set_yticks(range(len(rows)), [_short(row.name) for row in rows], color=INK)
         axes.set_ylim(len(rows) - 0.5, -0.6)
         axes.grid(axis="x")
         axes.set_axisbelow(True)
@@ -147,7 +152,7 @@ def curves(overall: Curve, sites: Sequence[Curve], ylabel: str, title: str) -> M
         for axes, site in zip(panels, sites, strict=True):
             axes.plot(overall.rounds, overall.values, color=LINE, lw=1.4)
             axes.plot(site.rounds, site.values, color=GOOD, lw=2, marker="o", ms=2.5)
-            axes.set_title(site.name, loc="left", color=INK)
+            axes.set_title(_short(site.name, 24), loc="left", color=INK)
             base = low - pad
             axes.plot(site.absent, [base] * len(site.absent), "o", ms=6, mfc=PAPER, mec=INK, mew=1.3, clip_on=False)
             axes.plot(site.refused, [base] * len(site.refused), "X", ms=7, color=BAD, mew=0, clip_on=False)
@@ -185,7 +190,7 @@ def forest(dots: Sequence[Dot], title: str, xlabel: str) -> Markup:
                 axes.plot([dot.low, dot.high], [y, y], color=GOOD, lw=3, alpha=0.55, solid_capstyle="butt")
             axes.plot(dot.mean, y, "D", ms=8, color=GOOD)
         axes.axvline(dots[0].mean, color=LINE, lw=1.2, zorder=0)
-        axes.set_yticks(range(len(dots)), [dot.name for dot in dots], color=INK)
+        axes.set_yticks(range(len(dots)), [_short(dot.name) for dot in dots], color=INK)
         axes.set_ylim(len(dots) - 0.5, -0.5)
         axes.grid(axis="x")
         axes.set_axisbelow(True)
