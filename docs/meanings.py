@@ -15,7 +15,7 @@ name = "first"
 cases = "scans"
 ```
 
-A wrong key or value is refused before anything is read, in one sentence that names the file, the line, what was
+A wrong key or value is refused before any scan is opened, in one sentence that names the file, the line, what was
 probably meant and what is allowed. On the command line, `--set train.rounds=3` changes one key and `--data FOLDER` says
 where the scans are. The resolved study, every default filled in, lies in the run's folder as `study.json` with its
 hash: two files that mean the same have the same hash, and a run goes on only under the study it began with.

@@ -262,6 +262,8 @@ def test_a_score_undefined_everywhere_is_shown_as_such(tmp_path: Path) -> None:
     group = tables.scores(record).groups[0]
     assert [cell.support for cell in group.macro if cell] == ["undefined, 0/2"]
     assert "cannot be said" in text
+    assert "1 of whom nothing can be said" in text
+    assert "none harmed" not in text
     assert not re.search(r"\bnan\b", text, re.I)
 
 
@@ -495,6 +497,13 @@ def test_comparison_is_paired_with_the_first_method(tmp_path: Path) -> None:
     text = Page(write_comparison(runs, tmp_path).read_text()).text
     assert "p (Holm)" in text
     assert "fedavg 2 seeds" in re.sub(r"\s+", " ", text)
+
+
+def test_a_single_round_has_whole_numbers_below_it() -> None:
+    from fedscan.report.figures import Curve, curves
+
+    one = Curve("A", [1], [0.5])
+    assert set(re.findall(r">(\d+(?:\.\d+)?)</text>", str(curves(one, [one], "", "")))) & {"0.6", "0.8", "1.2"} == set()
 
 
 def test_a_hospital_at_nought_is_drawn_too() -> None:

@@ -159,7 +159,7 @@ def curves(overall: Curve, sites: Sequence[Curve], ylabel: str, title: str) -> M
         for axes in (top, *panels):
             axes.set_ylim(low - 2 * pad, high + pad)
             axes.set_xlim(min(overall.rounds) - 0.5, max(overall.rounds) + 0.5)
-            axes.xaxis.get_major_locator().set_params(integer=True)
+            axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
             axes.grid(axis="y")
             axes.tick_params(length=0)
         for i, axes in enumerate(panels):

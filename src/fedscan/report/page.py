@@ -116,9 +116,9 @@ def _warnings(record: Record) -> Iterator[str]:
             f"usable answer. Why stands in section 7."
         )
     tests = tables.final(record.scores)
-    for site in record.sites:
-        if tests and not site.test:
-            yield f"{site.name} has no test case, so nothing can be said of it."
+    if untested := [site.name for site in record.sites if not site.test]:
+        several = len(untested) > 1
+        yield f"{listed(untested)} {'have' if several else 'has'} no test case, so no gain or harm can be said there."
     for label in record.labels:
         sizes = [row.value for row in tests if row.label == label and row.metric.startswith("reference_")]
         if sizes and not any(sizes):
@@ -138,9 +138,14 @@ def _tiles(record: Record, found: Sequence[tables.Gain]) -> Iterator[dict[str, A
         yield {"label": "Worst hospital's Dice", "value": number(lowest[1].mean), "about": about, "bad": False}
     if found:
         counts = {
-            word: sum(g.verdict == word for g in found) for word in (tables.HELPED, tables.UNCLEAR, tables.HARMED)
+            word: sum(g.verdict == word for g in found)
+            for word in (tables.HELPED, tables.UNCLEAR, tables.HARMED, tables.UNKNOWN)
         }
-        rest = [(counts[tables.HARMED], "harmed"), (counts[tables.UNCLEAR], "without clear change")]
+        rest = [
+            (counts[tables.HARMED], "harmed"),
+            (counts[tables.UNCLEAR], "without clear change"),
+            (counts[tables.UNKNOWN], "of whom nothing can be said"),
+        ]
         about = ", ".join(f"{n} {word}" for n, word in rest if n) or "none harmed"
         value = f"{counts[tables.HELPED]} of {len(found)}"
         yield {"label": "Hospitals helped", "value": value, "about": about, "bad": counts[tables.HARMED] > 0}
