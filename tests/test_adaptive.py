@@ -134,6 +134,11 @@ def test_bounds_by_hand() -> None:
     assert adaptive.bounded({"a": 0.0, "b": 0.0}, 0.1, 0.6) == {"a": 0.5, "b": 0.5}
 
 
+def test_bounds_the_wrong_way_round_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"w_min = 0.9 lies above w_max = 0.1"):
+        get("fedsegnet").make({"w_min": 0.9, "w_max": 0.1})
+
+
 @given(
     st.lists(st.floats(0, 1e6), min_size=1, max_size=20),
     st.floats(0, 0.2),

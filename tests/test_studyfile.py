@@ -262,6 +262,29 @@ def test_a_study_is_built_from_its_data(tmp_path: Path) -> None:
     assert {p.site for p in pooled.splits("pooled").test.prepared} == {"east", "west"}
 
 
+def test_what_cannot_be_trained_on_is_found_before_any_round(tmp_path: Path) -> None:
+    write_scans(tmp_path / "scans", ("east",), 5)
+    path = write_study(tmp_path)
+    path.write_text(path.read_text().replace("grid = [16, 16, 16]\n", ""))
+    cases = read_cases(load(path), tmp_path / "cache")
+    assert build(load(path), cases).rounds == 2
+    with pytest.raises(Problem, match=r"built for the grid \(32, 32, 32\) and takes no other, not \(16, 16, 16\)"):
+        build(load(path, ["model.name=unetr"]), cases)
+    table = (tmp_path / "scans" / "cases.csv").read_text()
+    write_scans(tmp_path / "scans", ("west",), 5, side=24)
+    (tmp_path / "scans" / "cases.csv").write_text(
+        table + (tmp_path / "scans" / "cases.csv").read_text().split("\n", 1)[1]
+    )
+    cases = read_cases(load(path), tmp_path / "cache")
+    with pytest.raises(Problem, match=r"the cases have 2 sizes, such as \(16, 16, 16\) and \(24, 24, 24\)"):
+        build(load(path), cases)
+    assert build(load(path, ["train.batch=1"]), cases).rounds == 2
+    for change, said in (("flip=[5]", "flip names an axis of (5,)"), ("rotate=[5.0]", "rotate gives 1 angles")):
+        with pytest.raises(Problem) as e:
+            load(path, ["data.augment=true", f"data.augmentation.{change}"])
+        assert said in str(e.value)
+
+
 @pytest.mark.parametrize(("epochs", "accumulate"), [(1, 1), (3, 1), (3, 2)])
 def test_pooled_cases_are_trained_on_for_as_many_steps(tmp_path: Path, epochs: int, accumulate: int) -> None:
     """3 and 5 cases by 2 are 2 + 3 batches an epoch, where 8 pooled cases are 4; accumulated steps end at each site."""

@@ -3,6 +3,7 @@
 import math
 from typing import Literal, Unpack
 
+import torch
 from torch import nn
 
 from fedscan.averaging import Parts, averaging, median
@@ -44,16 +45,16 @@ def full_gradient(site: Site, model: nn.Module, message: Message) -> Tree:
     optimizer = Step(weight_decay=step.weight_decay).optimizer(model, site.lr)
     model.train()
     model.zero_grad(set_to_none=True)  # of an answer that was refused half-way
-    total = 0.0
+    total = torch.zeros((), device=device)
     for batch in site.batches(1):
         with step.autocast(device):
             loss = site.task.loss(site.task.outputs(model, batch), batch) * (len(batch.y) / n)
         loss.backward()  # type: ignore[no-untyped-call]
-        total += float(loss.detach())
-    if not math.isfinite(total):
+        total += loss.detach()  # no .item() here: it would make a GPU wait for every batch
+    if not math.isfinite(mean := float(total)):
         raise Refused(f"the training loss at {site.name} was not finite in round {site.round}")
     step.take(optimizer, model, 1, None)
-    return {"loss": total, "steps": 1}
+    return {"loss": mean, "steps": 1}
 
 
 @card(

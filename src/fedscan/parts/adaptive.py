@@ -37,7 +37,11 @@ def adaptive(
     d_k  ||Delta_k|| / median_j ||Delta_j|| over parameters; ``cosine`` adds 1 - cos(Delta_k, sum of the others')
     h_k  evenness of the foreground classes at the site, 0 to 1
     ema  how much of the last round's share is kept; bounds hold after it, too
+
+    Raises ValueError where the least share lies above the largest.
     """
+    if w_min > w_max:
+        raise ValueError(f"w_min = {w_min:g} lies above w_max = {w_max:g}: no share can be within them")
 
     def weigh(updates: Updates, state: Mapping[str, Any]) -> Shares:
         numbers = {name: dict(updates[name]) for name in updates}  # as they came: nothing is decoded by this

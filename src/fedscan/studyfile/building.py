@@ -47,28 +47,34 @@ def build(file: StudyFile, cases: Cases) -> Study:
         resolved=file.resolved(),
         hash=file.hash,
     )
-    try_out(file, len(cases.sequences))
+    every = [p.image.shape[1:] for splits in cases.of.values() for kept in splits.values() for p in kept]
+    try_out(file, len(cases.sequences), sorted(set(every)))
     return study
 
 
-def try_out(file: StudyFile, channels: int = 0) -> None:
+def try_out(file: StudyFile, channels: int = 0, shapes: Sequence[tuple[int, ...]] = ()) -> None:
     """Sends shapes without numbers through the network, so that what does not fit is found before any work is done.
 
-    Where the ``channels`` are not known yet, they are those that the file names, or one. Raises Problem for options
-    that make no network, and for a grid or patch that the network does not take.
+    Where the ``channels`` are not known yet, they are those that the file names, or one; ``shapes`` are those of the
+    cases. Raises Problem for options that make no network, and for a grid, patch or case that it does not take.
     """
     from fedscan.models.registry import build as build_model
 
     channels = channels or len(file.data.sequences or ("one",))
     size = file.data.patch or file.data.grid
+    if size is None and len(shapes) > 1 and file.step.batch > 1:
+        raise Problem(
+            f"{file.places.of(('data',))}: the cases have {len(shapes)} sizes, such as {shapes[0]} and {shapes[-1]}, "
+            "which do not lie side by side: set a grid or a patch in [data], or batch = 1 in [train]."
+        )
     at: tuple[str, ...] = ("model",)
     try:
         with torch.random.fork_rng(devices=[]):  # not every network can be made without numbers
             model = build_model(file.model, channels, 2, 3, **file.model_options).to("meta")
         with torch.device("meta"), torch.no_grad():
             at = ("data", "patch" if file.data.patch else "grid")
-            if size:
-                model(torch.empty(2, channels, *size))
+            for shape in [size] if size else shapes:
+                model(torch.empty(2, channels, *shape))
     except ValueError as e:
         raise Problem(f"{file.places.of(at)}: {'.'.join(at)}: {str(e).rstrip('.')}.") from e
 

@@ -301,12 +301,16 @@ def read_step(train: Any, card: Any, places: Places) -> tuple[Any, Step]:
 
 def augmentation(tables: Mapping[str, Table], places: Places) -> Augmentation | None:
     """How training cases are changed at random; None where they are not."""
+    from torch import Generator
+
     if not tables["data"].augment:  # type: ignore[attr-defined]
         return None
     at = ("data", "augmentation")
     try:
         intensity = Intensity(**tables["data.augmentation.intensity"].model_dump())
-        return Augmentation(**tables["data.augmentation"].model_dump(), intensity=intensity)
+        made = Augmentation(**tables["data.augmentation"].model_dump(), intensity=intensity)
+        made.draw((8, 8, 8), 1, Generator())  # so that an axis that scans lack is found now, not in round 1
+        return made
     except ValueError as e:
         raise Problem(f"{places.of(at)}: [data.augmentation]: {e}") from e
 
