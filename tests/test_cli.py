@@ -363,6 +363,13 @@ def test_a_damaged_record_is_said(fedscan: Command, done: Path, tmp_path: Path) 
     refused(fedscan("ledger", "hurt"), "the run in hurt has not begun")
 
 
+def test_a_run_is_read_where_nothing_can_be_written(fedscan: Command, done: Path, tmp_path: Path) -> None:
+    shutil.copytree(done / "run", "share", ignore=shutil.ignore_patterns("*-wal", "*-shm"))
+    Path("share/journal.sqlite-shm").mkdir()  # so that SQLite cannot make its own, as on a read-only disk
+    assert "east" in fedscan("ledger", "share").out
+    assert fedscan("predict", "share", done / "scans" / "west0_t1.nii", "-o", "seg.nii").code == 0
+
+
 def test_a_study_name_leads_nowhere_else(fedscan: Command, done: Path, tmp_path: Path) -> None:
     words = ("run", done / "study.toml", "--cache", done / "cache", "--set", "run.baselines=[]")
     said = fedscan(*words, "--set", "train.rounds=1", "--set", "name=../up")

@@ -146,18 +146,26 @@ def opened(folder: Path) -> sqlite3.Connection:
     path = (folder / "journal.sqlite").absolute()
     if not path.exists():
         raise ValueError(f"{folder} holds no run; give the folder that `fedscan run` named at its end")
-    db = sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)
-    try:
-        begun = db.execute("SELECT 1 FROM meta WHERE key = 'study'").fetchone()
-    except sqlite3.DatabaseError as e:
-        begun = "no such table" not in str(e)
-        if begun:
-            db.close()
-            raise ValueError(f"{path} cannot be read ({e}): take it from a copy, or run the study again") from e
-    if not begun:
+    db, begun = _opened(path, "mode=ro")
+    wal = Path(f"{path}-wal")
+    if isinstance(begun, sqlite3.OperationalError) and not (wal.exists() and wal.stat().st_size):
+        db, begun = _opened(path, "immutable=1")  # a folder that cannot be written to, and where nobody writes
+    if isinstance(begun, sqlite3.DatabaseError) and "no such table" not in str(begun):
+        db.close()
+        raise ValueError(f"{path} cannot be read ({begun}): take it from a copy, or run the study again") from begun
+    if begun is not True:
         db.close()
         raise ValueError(f"the run in {folder} has not begun: start it with `fedscan run`")
     return db
+
+
+def _opened(path: Path, how: str) -> tuple[sqlite3.Connection, bool | sqlite3.DatabaseError]:
+    """A connection, and whether the journal names a study, or what went wrong in looking."""
+    db = sqlite3.connect(f"{path.as_uri()}?{how}", uri=True)
+    try:
+        return db, bool(db.execute("SELECT 1 FROM meta WHERE key = 'study'").fetchone())
+    except sqlite3.DatabaseError as e:
+        return db, e
 
 
 def read_turns(db: sqlite3.Connection) -> tuple[TurnRow, ...]:
