@@ -440,3 +440,20 @@ def test_real_scans_end_to_end(fedscan: Command, tmp_path: Path) -> None:
     losses = [[t.numbers["loss"] for t in record.turns if t.round == r and "loss" in t.numbers] for r in (1, 2)]
     assert np.mean(losses[1]) < np.mean(losses[0])
     assert (tmp_path / "run" / "report.html").stat().st_size > 0
+
+
+def test_a_polite_end_is_told_as_ctrl_c_is(tmp_path: Path) -> None:
+    """SIGTERM, which batch systems send: one sentence, exit code 130, and the run can be gone on with."""
+    script = (
+        "import os, signal, sys\n"
+        "from fedscan.cli import common, main\n"
+        "import fedscan.launch as launch\n"
+        "launch.carry_out = lambda *a: os.kill(os.getpid(), signal.SIGTERM)\n"
+        "main(sys.argv[1:])\n"
+    )
+    study = write_study(tmp_path)
+    words = [sys.executable, "-c", script, "run", str(study), "--out", str(tmp_path / "run")]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 130, done.stderr
+    assert "Nothing is lost" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -63,6 +63,7 @@ class Workers:
             status = 1
             try:
                 signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)
                 work(there, Local(self.study, self.folder, durable=self.durable))
                 status = 0
             finally:

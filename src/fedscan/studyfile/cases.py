@@ -18,6 +18,7 @@ from fedscan.run import Problem
 from fedscan.studyfile.file import StudyFile, digest
 
 RESERVED = {"federation", "pooled"}  # in the record, who trained a model that is no single site's
+UNSCALED = 'These files do not say how large a voxel is: read every "mm" here as voxels of the original scan.'
 Tell = Callable[[str, int, int], None]  # what is being done, how many are done, out of how many
 Labels = Mapping[str, int | Sequence[int]]
 
@@ -131,7 +132,7 @@ def listed(file: StudyFile, cache: Path) -> tuple[Manifest, tuple[str, ...], dic
         manifest = replace(manifest, cases=tuple(c for c in manifest.cases if c.site in file.data.sites))
     described = manifest.root / "hospitals.json"
     if not described.is_file():
-        return manifest, (), {}
+        return manifest, (UNSCALED,) if manifest.layout in ("hippocampus", "lgg") else (), {}
     told = json.loads(described.read_text(encoding="utf-8"))
     about = {h["name"]: h["description"] for h in told["hospitals"]}
     labels = manifest.labels or {name: int(value) for value, name in told["labels"].items()}
