@@ -90,6 +90,13 @@ def test_a_function_without_a_card_is_no_method(package: Path, monkeypatch: pyte
         methods()
 
 
+def test_a_package_that_cannot_be_imported_is_named(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package.write_text("import no_such_module_anywhere\n")
+    offer(monkeypatch, "fedscan_ours:ours")
+    with pytest.raises(ValueError, match=r"the plug-in 'ours' \(fedscan_ours:ours\) cannot be loaded: ModuleNotFound"):
+        methods()
+
+
 def test_two_methods_of_one_name(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package.write_text(SOURCE.replace('"ours"', '"fedavg"'))
     offer(monkeypatch, "fedscan_ours:ours")
@@ -130,13 +137,13 @@ def test_a_package_brings_a_model(package: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_the_hash_of_a_package_covers_all_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = tmp_path / "fedscan_theirs"
+    folder = tmp_path / "fedscan_whole"
     folder.mkdir()
-    (folder / "__init__.py").write_text("from fedscan_theirs.code import build\n")
-    (folder / "code.py").write_text("from fedscan_theirs.inner import WIDTH\n\n\ndef build():\n    return WIDTH\n")
+    (folder / "__init__.py").write_text("from fedscan_whole.code import build\n")
+    (folder / "code.py").write_text("from fedscan_whole.inner import WIDTH\n\n\ndef build():\n    return WIDTH\n")
     (folder / "inner.py").write_text("WIDTH = 1\n")
     monkeypatch.syspath_prepend(tmp_path)
-    point = EntryPoint("theirs", "fedscan_theirs:build", "any")
+    point = EntryPoint("theirs", "fedscan_whole:build", "any")
     before = plugins.origin_of(point, point.load()).digest
     (folder / "inner.py").write_text("WIDTH = 2\n")
     assert plugins.origin_of(point, point.load()).digest != before

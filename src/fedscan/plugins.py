@@ -27,6 +27,15 @@ def offered(group: str) -> list[EntryPoint]:
     return sorted(entry_points(group=group), key=lambda point: point.name)
 
 
+def loaded(point: EntryPoint) -> Any:
+    """What an entry point names. ValueError, in one sentence, where its package cannot be imported or lacks it."""
+    try:
+        return point.load()
+    except Exception as e:  # whatever an import of somebody else's code raises
+        why = " ".join(f"{type(e).__name__}: {e}".split())
+        raise ValueError(f"the plug-in {point.name!r} ({point.value}) cannot be loaded: {why}") from e
+
+
 def origin_of(point: EntryPoint, made_by: Any) -> Origin:
     """Where the function ``made_by`` comes from, which an entry point offers."""
     package, version = (point.dist.name, point.dist.version) if point.dist else ("unknown", "")

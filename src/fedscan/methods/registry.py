@@ -10,7 +10,7 @@ from typing import Any
 
 from fedscan.methods import alone, averages, scaffold, segnet, travelling
 from fedscan.methods.card import Card, Entry, Reduction, card, refusal
-from fedscan.plugins import offered, origin_of
+from fedscan.plugins import loaded, offered, origin_of
 
 __all__ = ["Card", "Entry", "Reduction", "card", "get", "methods"]
 
@@ -43,7 +43,7 @@ def get(name: str) -> Entry[Any]:
 
 def plug_in(point: EntryPoint) -> Entry[Any]:
     """The method that an installed package offers, with where it comes from and the SHA-256 of its source."""
-    entry = point.load()
+    entry = loaded(point)
     if not isinstance(entry, Entry):
         raise ValueError(f"the entry point {point.value!r} of group {GROUP!r} is not a function decorated with @card")
     return replace(entry, **origin_of(point, entry.function)._asdict())

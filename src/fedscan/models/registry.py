@@ -12,7 +12,7 @@ from fedscan.models.card import ModelCard, refusal
 from fedscan.models.fedsegnet import fedsegnet
 from fedscan.models.monai_nets import swin_unetr, unetr
 from fedscan.models.unet import cnn, unet
-from fedscan.plugins import offered, origin_of
+from fedscan.plugins import loaded, offered, origin_of
 
 __all__ = ["ModelCard", "build", "models"]
 
@@ -27,7 +27,7 @@ def models() -> dict[str, ModelCard]:
     """
     found = dict(_CARDS)
     for point in offered(GROUP):
-        card = point.load()
+        card = loaded(point)
         if not isinstance(card, ModelCard):
             raise ValueError(
                 f"the entry point {point.value!r} of group {GROUP!r} is not a builder decorated with @model"

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from fedscan.plugins import OWN, Origin, offered, origin_of
+from fedscan.plugins import OWN, Origin, loaded, offered, origin_of
 from fedscan.tasks.segmentation import Segmentation
 
 GROUP = "fedscan.tasks"
@@ -56,7 +56,7 @@ def tasks() -> dict[str, TaskCard]:
     """
     found = {segmentation.name: segmentation}
     for point in offered(GROUP):
-        card = point.load()
+        card = loaded(point)
         if not isinstance(card, TaskCard):
             raise ValueError(
                 f"the entry point {point.value!r} of group {GROUP!r} is not a function decorated with @task"
