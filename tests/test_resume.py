@@ -16,6 +16,7 @@ from fedscan import trees, wire
 from fedscan.averaging import averaging
 from fedscan.engines.local import Local
 from fedscan.method import Message, Method, Sites, State, Tree, answer, just_weights, receive
+from fedscan.methods.registry import get, methods
 from fedscan.parts.share import NORMS, without
 from fedscan.recorded import Diverged
 from fedscan.run import Problem, run
@@ -132,6 +133,28 @@ def test_killed_at_every_event(plan: str, commit_seconds: float, tmp_path: Path)
         after = Watch()
         state = go(PLANS[plan](), folder, after, resume=True, commit_seconds=commit_seconds)
         assert same(state, expected), f"killed at event {k}: other numbers"
+        assert rows(folder) == ledger, f"killed at event {k}: another ledger"
+        assert max(after.computed.values(), default=0) <= 1
+        shutil.rmtree(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", methods())
+def test_every_method_killed_at_every_event(name: str, tmp_path: Path) -> None:
+    """All that is in the registry, killed at each event of two rounds with one step per answer."""
+
+    def plan() -> Study:
+        return study(get(name).make({}), names=("amsterdam", "bergen"), rounds=2)
+
+    whole = Watch()
+    expected = go(plan(), tmp_path / "whole", whole)
+    ledger = rows(tmp_path / "whole")
+    for k in range(whole.seen):
+        folder = tmp_path / str(k)
+        with pytest.raises(Killed):
+            go(plan(), folder, Watch(k))
+        after = Watch()
+        assert same(go(plan(), folder, after, resume=True), expected), f"killed at event {k}: other numbers"
         assert rows(folder) == ledger, f"killed at event {k}: another ledger"
         assert max(after.computed.values(), default=0) <= 1
         shutil.rmtree(folder)
