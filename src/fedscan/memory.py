@@ -10,7 +10,6 @@ lost leaves no trace in it.
 
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -107,9 +106,30 @@ class SiteDisk:
         self, turn: tuple[int, int], memory: dict[str, Any] | None, receipt: Receipt, answer: Parcel | None
     ) -> None:
         """Keeps a turn: the new memory where it changed, the receipt, and the answer if it may be asked for again."""
+        files = {"receipt.json": asdict(receipt)}
+        if memory is not None:
+            files["memory.json"] = self._entries(turn, memory)
+        path = self.turn(turn)
+        partial = path.with_name(f".{path.name}.partial")
+        drop(partial)
+        partial.mkdir(parents=True)
+        if answer is not None:
+            self._put(partial / "answer.safetensors", answer.write)
+        for name, content in files.items():
+            self._put(partial / name, as_json(content))
+        self.event(f"site turn written {turn}")
+        drop(path)  # a turn that was computed before, and not accepted
+        partial.rename(path)
+        if self.durable:
+            wire.sync_folder(path)
+            wire.sync_folder(path.parent)
+        self.event(f"site turn kept {turn}")
+
+    def _entries(self, turn: tuple[int, int], memory: dict[str, Any]) -> dict[str, Any]:
+        """Writes what a memory holds and no earlier one held; returns what stands where."""
         (self.folder / "entries").mkdir(parents=True, exist_ok=True)
         listing: dict[str, Any] = {"plain": {}, "entries": {}}
-        for name, value in (memory or {}).items():
+        for name, value in memory.items():
             parcel = wire.pack({"entry": value})
             if not parcel.leaves and not isinstance(value, dict):
                 listing["plain"][name] = value
@@ -119,24 +139,15 @@ class SiteDisk:
             if not path.exists():
                 wire.write_file(path, parcel, durable=self.durable)
                 self.event(f"site memory written {turn}")
-        self._rename(turn, listing, receipt, answer)
+        return listing
 
-    def _rename(self, turn: tuple[int, int], listing: dict[str, Any], receipt: Receipt, answer: Parcel | None) -> None:
-        path = self.turn(turn)
-        partial = path.with_name(f".{path.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        if answer is not None:
-            wire.write_file(partial / "answer.safetensors", answer, durable=self.durable)
-        for name, content in (("memory.json", listing), ("receipt.json", asdict(receipt))):
-            text = wire.dumps(content).encode()
-            wire.replace_file(partial / name, lambda file, text=text: file.write(text), durable=self.durable)  # type: ignore[misc]
-        self.event(f"site turn written {turn}")
-        shutil.rmtree(path, ignore_errors=True)  # a turn that was computed before, and not accepted
-        partial.rename(path)
-        if self.durable:
-            wire.sync_folder(path.parent)
-        self.event(f"site turn kept {turn}")
+    def _put(self, path: Path, write: Callable[[BinaryIO], object]) -> None:
+        """Writes a file of a turn that is not kept yet: the rename of its folder makes it whole."""
+        with path.open("wb") as file:
+            write(file)
+            if self.durable:
+                file.flush()
+                os.fsync(file.fileno())
 
     def settle(self, keep: Iterable[Base]) -> None:
         """Drops every turn but those to keep, and the entries that no remaining memory holds."""
@@ -146,12 +157,27 @@ class SiteDisk:
             return
         used = set()
         for path in turns.iterdir():
-            if path.name in kept:
-                with self._reading("memory", kept[path.name]):
+            if path.name not in kept:
+                drop(path)
+                continue
+            with self._reading("memory", kept[path.name]):
+                if json.loads((path / "receipt.json").read_text())["changed"]:
                     used |= set(json.loads((path / "memory.json").read_text())["entries"].values())
-            else:
-                shutil.rmtree(path, ignore_errors=True)
         self.event("site turns dropped")
-        for path in (self.folder / "entries").iterdir():
+        for path in (self.folder / "entries").glob("*"):
             if path.name.removesuffix(".safetensors") not in used:
                 path.unlink(missing_ok=True)
+
+
+def as_json(content: Any) -> Callable[[BinaryIO], object]:
+    """What writes this content as JSON."""
+    text = wire.dumps(content).encode()
+    return lambda file: file.write(text)
+
+
+def drop(folder: Path) -> None:
+    """Removes a turn's folder and the files in it, where it is there."""
+    if folder.exists():
+        for path in folder.iterdir():
+            path.unlink()
+        folder.rmdir()

@@ -165,14 +165,16 @@ class Workers:
 
 
 def work(pipe: "Connection[Any, Any]", desk: Local) -> None:
-    """What a worker does: answers letters until the pipe is closed."""
+    """What a worker does: answers letters until the pipe is closed. A message to many sites is read once."""
+    digest, message = "", {}
     while True:
         try:
             slip = json.loads(pipe.recv_bytes())
         except (EOFError, OSError):
             return
         try:
-            message = wire.read_file(Path(slip["message"]))
+            if slip["digest"] != digest:
+                digest, message = slip["digest"], wire.read_file(Path(slip["message"]))
             base = slip["base"]
             letter = Letter(
                 Turn(*slip["turn"]), slip["question"], message, Sealed(slip["digest"]),
