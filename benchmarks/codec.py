@@ -8,15 +8,13 @@ least and most. The update has heavy tails (Student's t, 3 degrees of freedom) a
 
 import argparse
 import json
-import statistics
-import time
-from collections.abc import Callable
 
 import numpy as np
 import torch
 
 from fedscan.compress import Codec
 from fedscan.schema import Weights
+from timing import seconds, spread
 
 
 def update(floats: int, leaves: int, seed: int) -> Weights:
@@ -28,23 +26,6 @@ def update(floats: int, leaves: int, seed: int) -> Weights:
     pairs = zip(sizes, scales, strict=True)
     tails = [(rng.standard_t(3, n).astype(np.float32) * np.float32(s)) for n, s in pairs]
     return Weights({f"leaf{i:03d}": torch.from_numpy(v) for i, v in enumerate(tails)})
-
-
-def seconds(run: Callable[[], object], repeats: int) -> list[float]:
-    """Wall seconds of each of ``repeats`` runs, after one that is not counted."""
-    run()
-    out = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        run()
-        out.append(time.perf_counter() - start)
-    return out
-
-
-def spread(values: list[float]) -> dict[str, float]:
-    """Median, least and most."""
-    named = {"median": statistics.median(values), "min": min(values), "max": max(values)}
-    return {k: round(v, 2) for k, v in named.items()}
 
 
 def main() -> None:
@@ -73,10 +54,10 @@ def main() -> None:
         ("decode", lambda: codec.decode(message, new.schema, out=other)),
         ("decode_new_memory", lambda: codec.decode(message, new.schema)),
     ):
-        found[f"{name}_gb_per_s"] = spread([4 * args.floats / s / 1e9 for s in seconds(run, args.repeats)])
+        found[f"{name}_gb_per_s"] = spread([4 * args.floats / s / 1e9 for s in seconds(run, args.repeats)], 2)
     found["bytes_before_entropy_coding_at_most"] = codec.bound(new.schema)
     found["times_smaller_first"] = round(4 * args.floats / len(message), 1)
-    found["times_smaller"] = spread([4 * args.floats / n for n in steady])
+    found["times_smaller"] = spread([4 * args.floats / n for n in steady], 2)
     print(json.dumps(found))
 
 

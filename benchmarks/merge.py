@@ -7,15 +7,13 @@ stand in milliseconds, large ones in GB of input per second; each is a median wi
 
 import argparse
 import json
-import statistics
-import time
-from collections.abc import Callable
 from functools import partial
 
 import torch
 
 from fedscan.schema import Weights
 from fedscan.trees import Fold, mean
+from timing import seconds, spread
 
 
 def model(floats: int, leaves: int, seed: int) -> Weights:
@@ -24,23 +22,6 @@ def model(floats: int, leaves: int, seed: int) -> Weights:
     sizes = [max(1, round(2 * floats * (i + 1) / leaves / (leaves + 1))) for i in range(leaves)]
     sizes[-1] += floats - sum(sizes)
     return Weights({f"leaf{i:03d}": torch.randn(n, generator=generator) for i, n in enumerate(sizes)})
-
-
-def seconds(run: Callable[[], object], repeats: int) -> list[float]:
-    """Wall seconds of each of ``repeats`` runs, after one that is not counted."""
-    run()
-    out = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        run()
-        out.append(time.perf_counter() - start)
-    return out
-
-
-def spread(values: list[float], digits: int = 3) -> dict[str, float]:
-    """Median, least and most."""
-    named = {"median": statistics.median(values), "min": min(values), "max": max(values)}
-    return {k: round(v, digits) for k, v in named.items()}
 
 
 def stream(trees: list[Weights], shares: list[float]) -> Weights:
@@ -70,7 +51,7 @@ def main() -> None:
         found[f"{name}_gb_per_s"] = spread([gigabytes / s for s in seconds(run, args.repeats)], 1)
     for name, floats, leaves in (("cnn", 20_000, 6), ("unet", 486_000, 60)):
         for sites in (4, 10):
-            few, parts = [model(floats, leaves, seed) for seed in range(sites)], shares[:sites]
+            few, parts = [model(floats, leaves, seed) for seed in range(sites)], [50.0 + 7 * k for k in range(sites)]
             for way, merge in (("resident", mean), ("streaming", stream)):
                 taken = [1000 * s for s in seconds(partial(merge, few, parts), 50)]
                 found[f"{name}_{sites}_sites_{way}_ms"] = spread(taken)

@@ -114,9 +114,9 @@ class SiteDisk:
         drop(partial)
         partial.mkdir(parents=True)
         if answer is not None:
-            self._put(partial / "answer.safetensors", answer.write)
+            wire.put_file(partial / "answer.safetensors", answer.write, durable=self.durable)
         for name, content in files.items():
-            self._put(partial / name, as_json(content))
+            wire.put_file(partial / name, as_json(content), durable=self.durable)
         self.event(f"site turn written {turn}")
         drop(path)  # a turn that was computed before, and not accepted
         partial.rename(path)
@@ -140,14 +140,6 @@ class SiteDisk:
                 wire.write_file(path, parcel, durable=self.durable)
                 self.event(f"site memory written {turn}")
         return listing
-
-    def _put(self, path: Path, write: Callable[[BinaryIO], object]) -> None:
-        """Writes a file of a turn that is not kept yet: the rename of its folder makes it whole."""
-        with path.open("wb") as file:
-            write(file)
-            if self.durable:
-                file.flush()
-                os.fsync(file.fileno())
 
     def settle(self, keep: Iterable[Base]) -> None:
         """Drops every turn but those to keep, and the entries that no remaining memory holds."""

@@ -201,14 +201,19 @@ def write_file(path: Path, parcel: Parcel, *, durable: bool = False) -> None:
 def replace_file(path: Path, write: Callable[[BinaryIO], object], *, durable: bool = False) -> None:
     """Makes ``path`` hold what ``write`` writes, whole or not at all."""
     partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
+    put_file(partial, write, durable=durable)
+    partial.rename(path)
+    if durable:
+        sync_folder(path.parent)
+
+
+def put_file(path: Path, write: Callable[[BinaryIO], object], *, durable: bool = False) -> None:
+    """Makes ``path`` hold what ``write`` writes; a kill in the middle leaves a part of it."""
+    with path.open("wb") as file:
         write(file)
         if durable:
             file.flush()
             os.fsync(file.fileno())
-    partial.rename(path)
-    if durable:
-        sync_folder(path.parent)
 
 
 def sync_folder(folder: Path) -> None:

@@ -36,6 +36,7 @@ FAREED = {
     "year": 2025,
     "url": "",
 }
+CODED = "weights down: 4P bytes, or their coded change; their change up: fraction P (bits/8 + index) + 4 bytes a scale"
 
 
 def coded(schema: Schema, options: Mapping[str, Any]) -> int:
@@ -133,8 +134,7 @@ no_transformer = fedsegnet.variant(
     title="FedSegNet without adaptive aggregation (ablation)",
     equation="x <- x + sum_k (n_k / n) (x_k - x)",
     differs="As FedSegNet, with sites counted by their cases.",
-    travels="weights down: 4P bytes, or their coded change; their change up: fraction P (bits/8 + index) + 4 bytes a "
-    "scale",
+    travels=CODED,
     up=coded,
     model="fedsegnet",
     reduces=Reduction("fedavg", own={"fraction": 1.0, "bits": 32}),
@@ -190,8 +190,7 @@ def federated_unet(**rest: Unpack[Parts]) -> Method:
     title="FedAvg with compression",
     equation="x <- x + sum_k (n_k / n) C(x_k - x + e_k);  e_k keeps what C lost",
     differs="Only the largest entries of an update travel, in few bits; what was held back is sent later.",
-    travels="weights down: 4P bytes, or their coded change; their change up: fraction P (bits/8 + index) + 4 bytes a "
-    "scale",
+    travels=CODED,
     up=coded,
     model="cnn",
     reduces=Reduction("fedavg", own={"fraction": 1.0, "bits": 32}),
