@@ -345,6 +345,52 @@ def test_moments_are_what_the_schema_says() -> None:
     assert Step("adam").moments_schema(toy.Net()) == {}
 
 
+class Spare(Line):
+    """A line with a weight that the output does not depend on, as of a head that another role trains."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.spare = nn.Parameter(torch.full((2, 3), 7.0))
+
+
+class SpareToy(LineToy):
+    def __init__(self) -> None:
+        self.networks = {"model": Spare}  # type: ignore[dict-item]
+
+
+@pytest.mark.parametrize("moments", ["averaged", "travels", "kept"])
+@pytest.mark.parametrize("optimiser", ["sgd", "adam"])
+def test_a_parameter_without_a_gradient_has_moments_of_zero(optimiser: Any, moments: Any, tmp_path: Path) -> None:
+    """Two rounds at two sites end as those of the network without it, and it stays as it was."""
+    policy = Step(optimiser, lr=0.25, momentum=0.5, batch=2, moments=moments)
+    plan = replace(toy.study(averaging(), ("amsterdam", "bergen"), rounds=2, step=policy), data=line_data)
+    found = run(replace(plan, task=SpareToy()), tmp_path / "spare")
+    plain = run(replace(plan, task=LineToy()), tmp_path / "plain")
+    assert torch.equal(found["weights"]["w"], plain["weights"]["w"])
+    assert torch.equal(found["weights"]["spare"], torch.full((2, 3), 7.0))
+    if moments != "kept":
+        theirs = {k: v for k, v in found["optimizer"].items() if k.endswith("/spare")}
+        shapes = {"step": (), "exp_avg": (2, 3), "exp_avg_sq": (2, 3), "momentum_buffer": (2, 3)}
+        names = ["momentum_buffer"] if optimiser == "sgd" else ["exp_avg", "exp_avg_sq", "step"]
+        assert sorted(theirs) == [f"{name}/spare" for name in names]
+        assert all(v.shape == shapes[k.partition("/")[0]] and not v.any() for k, v in theirs.items())
+        assert same(dict(plain["optimizer"]), {k: v for k, v in found["optimizer"].items() if k not in theirs})
+
+
+@pytest.mark.parametrize("step", [Step(momentum=0.5, lr=0.1), Step("adam", lr=0.1), Step("adamw", lr=0.1)])
+def test_to_begin_with_moments_of_zero_is_to_begin(step: Step) -> None:
+    ends = []
+    for given in (False, True):
+        model = Line()
+        zeros = step.moments_of(step.optimizer(model, step.lr), model)
+        optimizer = step.optimizer(model, step.lr, zeros if given else None)
+        for gradient in (2.0, -0.5):
+            model.w.grad = torch.tensor([gradient])
+            optimizer.step()
+        ends.append(model.w.detach().clone())
+    assert torch.equal(*ends)
+
+
 def test_frozen_parameters_have_no_moments() -> None:
     s = site(Step("adam", moments="travels", batch=32), PlainToy())
     model = begun(s)

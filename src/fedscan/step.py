@@ -94,26 +94,35 @@ class Step:
         optimizer.zero_grad(set_to_none=True)
 
     def moments_of(self, optimizer: torch.optim.Optimizer, model: nn.Module) -> Weights:
-        """The optimiser's memory as leaves named ``<moment>/<parameter>``, copied; step counts are counters."""
+        """The optimiser's memory as leaves named ``<moment>/<parameter>``, copied.
+
+        A parameter that has had no gradient has no moments in torch; it is given those that it would begin with, zeros.
+        """
         leaves: dict[str, Tensor] = {}
         for name, p in model.named_parameters():
-            for key, value in optimizer.state.get(p, {}).items():
-                if isinstance(value, Tensor):
-                    leaves[f"{key}/{name}"] = value.detach().clone()
+            for key in self.moment_names if p.requires_grad else ():
+                value = optimizer.state.get(p, {}).get(key)
+                if value is None:  # steps are counted on the CPU, wherever the parameters are
+                    value = torch.zeros(()) if key == "step" else torch.zeros_like(p)
+                leaves[f"{key}/{name}"] = value.detach().clone()
         return Weights(leaves, dict.fromkeys(leaves, Kind.STATISTIC))
+
+    @property
+    def moment_names(self) -> tuple[str, ...]:
+        """What the optimiser remembers of every parameter, as torch names it; nothing for plain SGD."""
+        if self.optimiser != "sgd":
+            return ("step", "exp_avg", "exp_avg_sq")
+        return ("momentum_buffer",) if self.momentum else ()
 
     def moments_schema(self, model: nn.Module) -> Schema:
         """The schema of ``moments_of``, where the study lets the moments travel; else nothing."""
         if self.moments not in ("averaged", "travels"):
             return {}
-        kinds = ("step", "exp_avg", "exp_avg_sq") if self.optimiser != "sgd" else ("momentum_buffer",)
-        if self.optimiser == "sgd" and not self.momentum:
-            return {}
         return {
             f"{key}/{name}": Leaf(() if key == "step" else tuple(p.shape), torch.float32, Kind.STATISTIC)
             for name, p in model.named_parameters()
             if p.requires_grad
-            for key in kinds
+            for key in self.moment_names
         }
 
 
