@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from fedscan.data.check import check
 from fedscan.data.manifest import Case, Manifest, read_manifest, write_manifest
 from nifti import image, label, write
 
@@ -49,6 +50,20 @@ def test_what_is_written_reads_back(tmp_path):
     assert write_manifest(manifest, tmp_path) == tmp_path / "cases.csv"
     assert (tmp_path / "cases.csv").read_text() == before.replace("\n\n", "\n")
     assert read_manifest(tmp_path) == manifest
+
+
+def test_the_advice_for_a_file_elsewhere_can_be_followed(tmp_path):
+    """What the sentence says is what helps: a link below the folder is read, and no option of the code is named."""
+    write(tmp_path / "elsewhere" / "a.nii", image())
+    (tmp_path / "study").mkdir()
+    head = "case,subject,site,t1,label\n"
+    with pytest.raises(ValueError, match=r"put the file, or a symbolic link to it, there\.$") as caught:
+        read_manifest(table(tmp_path / "study", head + "a,a,n,../elsewhere/a.nii,\n"))
+    assert "True" not in str(caught.value)
+    (tmp_path / "study" / "a.nii").symlink_to(tmp_path / "elsewhere" / "a.nii")
+    manifest = read_manifest(table(tmp_path / "study", head + "a,a,n,a.nii,\n"))
+    found = check(manifest, need_label=False)
+    assert [case.name for case in found.used] == ["a"]
 
 
 def test_a_table_written_elsewhere_needs_leave(tmp_path):

@@ -27,8 +27,8 @@ def below(root: Path, text: str, where: str, outside: bool = False) -> Path:
     normal = os.path.normpath(text)
     if not outside and (os.path.isabs(normal) or normal.split(os.sep)[0] == os.pardir):
         raise ValueError(
-            f"{where}: {text!r} leads out of {root}; a path relative to that folder and below it was meant "
-            "(outside=True allows others)."
+            f"{where}: {text!r} leads out of {root}; a path relative to that folder and below it was meant: "
+            "put the file, or a symbolic link to it, there."
         )
     return root / normal
 
