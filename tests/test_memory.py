@@ -252,6 +252,51 @@ def test_an_entry_cut_short_gives_a_sentence(tmp_path: Path) -> None:
         disk.recall((4, 1))
 
 
+def flip(path: Path) -> None:
+    """Turns over the lowest bit of the last byte, which is a value of a tensor."""
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("at", range(3))
+def test_a_bit_that_flipped_in_what_is_remembered_is_refused(at: int, tmp_path: Path) -> None:
+    """Each entry in turn; its size and its header are as they were, so that nothing but the hash can tell."""
+    SiteDisk(tmp_path / "cairo").commit((4, 1), memory(), RECEIPT, None)
+    path = sorted((tmp_path / "cairo" / "entries").iterdir())[at]
+    flip(path)
+    assert wire.read_file(path)
+    with pytest.raises(Damaged, match=r"memory of cairo after round 4 .*has changed since it was written.*from a copy"):
+        SiteDisk(tmp_path / "cairo").recall((4, 1))
+    flip(path)
+    assert same(SiteDisk(tmp_path / "cairo").recall((4, 1)), memory())
+
+
+def test_what_this_process_wrote_or_checked_is_not_hashed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed: list[str] = []
+
+    def counted(path: Path, digest: str) -> Any:
+        hashed.append(digest)
+        return wire.read_file(path)
+
+    monkeypatch.setattr("fedscan.memory.read_sound", counted)
+    disk = SiteDisk(tmp_path)
+    disk.commit((1, 0), {"own": weights(1.0)}, RECEIPT, None)
+    disk.recall((1, 0))
+    assert not hashed
+    again = SiteDisk(tmp_path)
+    again.recall((1, 0))
+    again.recall((1, 0))
+    assert len(hashed) == 1
+    disk.commit((2, 0), {"own": weights(2.0)}, RECEIPT, None)
+    disk.settle([(2, 0)])  # and what was dropped is no longer known
+    SiteDisk(tmp_path).commit((3, 0), {"own": weights(1.0)}, RECEIPT, None)
+    disk.recall((3, 0))
+    assert len(hashed) == 2
+
+
 def test_a_turn_that_is_not_there_gives_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(Damaged, match=r"cairo.*round 7"):
         SiteDisk(tmp_path / "cairo").recall((7, 0))

@@ -8,6 +8,7 @@ Memory starts from a turn that the server accepted, never from "the latest", so 
 lost leaves no trace in it.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from fedscan import wire
+from fedscan.spec import Refused
 from fedscan.wire import Parcel
 
 Base = tuple[int, int] | None  # round and call of the turn whose memory is meant; None before the first
@@ -53,6 +55,7 @@ class SiteDisk:
 
     def __init__(self, folder: Path, *, durable: bool = False, event: Event = nothing) -> None:
         self.folder, self.durable, self.event = folder, durable, event
+        self._sound: set[str] = set()  # entries that this process wrote, or held to their hash
 
     @property
     def key(self) -> bytes:
@@ -70,14 +73,16 @@ class SiteDisk:
         return self.folder / "turns" / f"{base[0]}.{base[1]}"
 
     def recall(self, base: Base) -> dict[str, Any]:
-        """The memory as it was after turn ``base``."""
+        """The memory as it was after turn ``base``. Raises Damaged where it cannot be read, or a bit has changed."""
         if base is None:
             return {}
         with self._reading("memory", base):
             listing = json.loads((self.turn(base) / "memory.json").read_text())
             memory: dict[str, Any] = dict(listing["plain"])
             for name, digest in listing["entries"].items():
-                memory[name] = wire.read_file(self.folder / "entries" / f"{digest}.safetensors")["entry"]
+                path = self.folder / "entries" / f"{digest}.safetensors"
+                memory[name] = (wire.read_file(path) if digest in self._sound else read_sound(path, digest))["entry"]
+                self._sound.add(digest)
             return memory
 
     def receipt(self, turn: tuple[int, int]) -> Receipt | None:
@@ -138,6 +143,7 @@ class SiteDisk:
             path = self.folder / "entries" / f"{parcel.digest}.safetensors"
             if not path.exists():
                 wire.write_file(path, parcel, durable=self.durable)
+                self._sound.add(parcel.digest)
                 self.event(f"site memory written {turn}")
         return listing
 
@@ -156,9 +162,19 @@ class SiteDisk:
                 if json.loads((path / "receipt.json").read_text())["changed"]:
                     used |= set(json.loads((path / "memory.json").read_text())["entries"].values())
         self.event("site turns dropped")
+        self._sound &= used
         for path in (self.folder / "entries").glob("*"):
             if path.name.removesuffix(".safetensors") not in used:
                 path.unlink(missing_ok=True)
+
+
+def read_sound(path: Path, digest: str) -> dict[str, Any]:
+    """The message in a file that was written under the SHA-256 ``digest``. Raises Refused where it has another."""
+    message = wire.read_file(path)  # first, because it says where a file that was cut short ends
+    with path.open("rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != digest:
+            raise Refused(f"{path.name} has changed since it was written")
+    return message
 
 
 def as_json(content: Any) -> Callable[[BinaryIO], object]:
