@@ -15,6 +15,7 @@ import torch
 from fedscan import trees, wire
 from fedscan.averaging import averaging
 from fedscan.engines.local import Local
+from fedscan.memory import Damaged
 from fedscan.method import Message, Method, Sites, State, Tree, answer, just_weights, receive
 from fedscan.methods.registry import get, methods
 from fedscan.parts.share import NORMS, without
@@ -220,6 +221,43 @@ def test_a_run_is_not_overwritten_nor_mixed(tmp_path: Path) -> None:
         run(PLANS["fedavg"](), tmp_path / "a")
     with pytest.raises(Problem, match="unchanged study"):
         run(study(averaging(), hash="another"), tmp_path / "a", resume=True)
+
+
+def flipped(data: bytes) -> bytes:
+    return data[:-1] + bytes([data[-1] ^ 1])
+
+
+@pytest.mark.parametrize(
+    ("hurt", "said"),
+    [
+        (None, r"is missing"),
+        (lambda data: b"", r"cannot be used \(1.safetensors is empty\)"),
+        (lambda data: data[:-1], r"cannot be used \(.*should take bytes"),
+        (flipped, r"cannot be used \(1.safetensors has changed since it was written\)"),
+    ],
+    ids=["missing", "empty", "cut", "flipped"],
+)
+def test_a_state_that_is_damaged_is_named(hurt: Any, said: str, tmp_path: Path) -> None:
+    """One sentence says which file and what to do; put back, it is gone on with to the same bits."""
+    plan, folder = study(remembering()), tmp_path / "run"
+
+    def stop(what: str, value: Any) -> None:
+        if what == "round" and value == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(plan, folder, watch=stop)
+    path = folder / "state" / "1.safetensors"
+    whole = path.read_bytes()
+    if hurt:
+        path.write_bytes(hurt(whole))
+    else:
+        path.unlink()
+    for _ in range(2):
+        with pytest.raises(Damaged, match=rf"^the server's state after round 1, {path}, {said}.*: put that file back"):
+            run(plan, folder, resume=True)
+    path.write_bytes(whole)
+    assert same(run(plan, folder, resume=True), run(plan, tmp_path / "whole"))
 
 
 def test_a_round_that_says_something_else_stops(tmp_path: Path) -> None:

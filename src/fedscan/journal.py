@@ -14,7 +14,7 @@ from typing import Any
 
 from fedscan import wire
 from fedscan.ledger import ScoreRow
-from fedscan.memory import Base, Event, nothing
+from fedscan.memory import Base, Damaged, Event, nothing, read_sound
 from fedscan.study import Turn
 
 TABLES = """
@@ -105,8 +105,17 @@ class Journal:
         self.db.executemany("REPLACE INTO meta VALUES (?, ?)", values.items())
 
     def state(self) -> dict[str, Any]:
-        """The state at HEAD."""
-        return wire.read_file(self._state_file(self.head))
+        """The state at HEAD. Raises Damaged, naming the file, where it is missing or is not what was written."""
+        path = self._state_file(self.head)
+        (digest,) = self.db.execute("SELECT digest FROM head").fetchone()
+        try:
+            return read_sound(path, digest)
+        except (OSError, ValueError) as e:
+            why = "is missing" if isinstance(e, FileNotFoundError) else f"cannot be used ({e})"
+            raise Damaged(
+                f"the server's state after round {self.head}, {path}, {why}: put that file back from a copy and go on "
+                "with --resume, or begin a new run in another folder"
+            ) from e
 
     def _state_file(self, round: int | None) -> Path:
         return self.folder / "state" / f"{round}.safetensors"
