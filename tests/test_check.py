@@ -208,6 +208,25 @@ def test_no_case_left_is_an_error_whatever_the_limit(tmp_path):
         check(several(tmp_path, bad=2, of=2), limit=1.0)
 
 
+def test_what_is_declared_and_in_no_case_is_warned_of(tmp_path):
+    """Labels 1 and 2 are in the maps, 4 is nowhere; "t2" is only in a case that cannot be used."""
+    whole = [good_case(tmp_path, "a"), good_case(tmp_path, "b")]
+    good = [Case(c.name, c.subject, c.site, {"t1": c.images["t1"], "t2": None}, c.label) for c in whole]
+    lost = Case("c", "c", "n", {"t1": tmp_path / "none.nii", "t2": whole[0].images["t2"]}, whole[0].label)
+    labels = {"core": 1, "rim": 2, "oedema": 4}
+    found = check(Manifest(tmp_path, ("t1", "t2"), (*good, lost), labels), limit=1)
+    assert len(found.warnings) == 2
+    assert found.warnings[0].startswith("Sequence 't2' is in none of the 2 cases that can be used:")
+    assert found.warnings[1].startswith("Label 'oedema' (value 4) is in none of the 2 label maps that can be used:")
+    one = write(tmp_path / "four.nii", label(4))
+    rare = Case("d", "d", "n", whole[0].images, one)
+    there = Manifest(tmp_path, ("t1", "t2"), (*good, rare), labels)
+    assert check(there).warnings == (), "once is enough, though the median volume is 0"
+    unlabelled = [Case(c.name, c.subject, c.site, c.images) for c in good]
+    silent = check(Manifest(tmp_path, ("t1",), tuple(unlabelled), labels), need_label=False)
+    assert silent.warnings == (), "without any label map, nothing is to be said of labels"
+
+
 def test_the_row_of_a_site(tmp_path):
     spacing = (1.0, 2.0, 3.0)
     cases = []

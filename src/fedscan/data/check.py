@@ -31,11 +31,15 @@ class SiteRow:
 
 @dataclass(frozen=True)
 class Catalogue:
-    """The outcome of a check: cases to use, cases left out with their reasons, and a row per site (sorted)."""
+    """The outcome of a check: cases to use, cases left out with their reasons, and a row per site (sorted).
+
+    `warnings` are sentences on what is declared and in no case that can be used: a label, or a sequence.
+    """
 
     used: tuple[Case, ...]
     left_out: tuple[tuple[Case, Reason], ...]
     sites: tuple[SiteRow, ...]
+    warnings: tuple[str, ...] = ()
 
     @property
     def expected(self) -> int:
@@ -78,7 +82,8 @@ def check(
         except Fault as fault:
             left_out.append((case, fault.reason))
     used = tuple(case for case in manifest.cases if case.name in facts)
-    catalogue = Catalogue(used, tuple(left_out), tuple(_site_row(manifest, site, facts) for site in manifest.sites))
+    rows = tuple(_site_row(manifest, site, facts) for site in manifest.sites)
+    catalogue = Catalogue(used, tuple(left_out), rows, (*_unseen_sequences(manifest, used), *_unseen(manifest, facts)))
     if len(left_out) > allowed or not used:
         case, reason = left_out[0]
         raise TooManyLeftOutError(
@@ -94,6 +99,26 @@ def _allowed(limit: float, cases: int) -> int:
     if isinstance(limit, bool) or not math.isfinite(limit) or limit < 0 or (isinstance(limit, float) and limit > 1):
         raise ValueError(f"limit = {limit!r}: a fraction from 0.0 to 1.0, or a whole number of cases, was meant.")
     return limit if isinstance(limit, int) else math.floor(limit * cases + 1e-9)
+
+
+def _unseen_sequences(manifest: Manifest, used: Collection[Case]) -> list[str]:
+    """A warning for each declared sequence that no used case has."""
+    return [
+        f"Sequence {name!r} is in none of the {len(used)} cases that can be used: a study that reads it gets zeros."
+        for name in manifest.sequences
+        if used and all(case.images.get(name) is None for case in used)
+    ]
+
+
+def _unseen(manifest: Manifest, facts: Mapping[str, Facts]) -> list[str]:
+    """A warning for each declared label that no label map has, where there is any."""
+    volumes = [found.volumes for found in facts.values() if found.volumes is not None]
+    return [
+        f"Label {name!r} (value {value}) is in none of the {len(volumes)} label maps that can be used: is the value "
+        "right? A model cannot learn it, and its scores would be undefined or 0."
+        for name, value in manifest.labels.items()
+        if volumes and not any(found.get(value) for found in volumes)
+    ]
 
 
 def _site_row(manifest: Manifest, site: str, facts: Mapping[str, Facts]) -> SiteRow:
