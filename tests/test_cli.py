@@ -305,6 +305,31 @@ def test_tables_as_json(fedscan: Command, done: Path) -> None:
     assert [(row["site"], row["used"]) for row in found["sites"]] == [("east", 5), ("west", 5)]
 
 
+def test_a_check_warns_of_what_is_in_no_case(fedscan: Command, done: Path, tmp_path: Path) -> None:
+    shutil.copytree(done / "scans", "scans")
+    rows = [line.split(",") for line in Path("scans/cases.csv").read_text().splitlines()]
+    table = [",".join([*row[:4], "t2" if i == 0 else "", row[4]]) for i, row in enumerate(rows)]
+    Path("scans/cases.csv").write_text("\n".join(table) + "\n")
+    Path("scans/cases.json").write_text('{"labels": {"ball": 1, "rim": 2}}')
+    said = fedscan("data", "check", "scans")
+    assert said.code == 0
+    assert "warning: Sequence 't2' is in none of the 10 cases" in said.out
+    assert "warning: Label 'rim' (value 2) is in none of the 10 label maps" in said.out
+    found = json.loads(fedscan("data", "check", "scans", "--json").out)
+    assert [sentence.partition(" is in none ")[0] for sentence in found["warnings"]] == [
+        "Sequence 't2'",
+        "Label 'rim' (value 2)",
+    ]
+    study = done / "study.toml"  # reads all sequences, and knows the label "ball" only
+    found = json.loads(fedscan("data", "check", "scans", "--study", study, "--json").out)
+    assert [sentence.partition(" is in none ")[0] for sentence in found["warnings"]] == ["Sequence 't2'"]
+    more = study.read_text().replace("[data]", '[data]\nsequences = ["t1"]').replace("ball = 1", "ball = 1, shell = 7")
+    Path("other.toml").write_text(more)
+    found = json.loads(fedscan("data", "check", "scans", "--study", "other.toml", "--json").out)
+    assert [sentence.partition(" is in none ")[0] for sentence in found["warnings"]] == ["Label 'shell' (value 7)"]
+    assert "warning" not in fedscan("data", "check", done / "scans", "--study", study).out
+
+
 def test_tables_as_text(fedscan: Command, done: Path) -> None:
     for words, line in (
         (("methods",), "fedprox"),

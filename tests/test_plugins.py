@@ -1,6 +1,7 @@
 """What installed packages bring is chosen by a study's file, runs, and stands in the study's hash."""
 
 import hashlib
+import json
 import sys
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -77,6 +78,22 @@ def test_a_study_runs_with_the_model_and_the_task_of_a_package(package: Path, tm
     state = run(study, tmp_path / "run")
     assert state["weights"]["weight"].shape == (2, 1, 3, 3, 3)
     assert again(file.resolved(), tmp_path / "study.json").hash == file.hash
+
+
+def test_the_tasks_of_packages_are_listed(package: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from fedscan.cli.looking import tasks
+
+    tasks(json=True)
+    own, theirs = json.loads(capsys.readouterr().out)
+    assert (own["name"], own["package"], own["options"]["lam"]) == ("segmentation", "fedscan", 0.5)
+    assert theirs == {
+        "name": "sharper",
+        "summary": "Segmentation by another loss.",
+        "package": "unknown",  # the module of this test belongs to no distribution
+        "options": {"factor": 2.0},
+    }
+    tasks()
+    assert "sharper       unknown  factor = 2.0" in capsys.readouterr().out
 
 
 def test_what_a_package_brings_is_in_the_hash(package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -78,15 +78,22 @@ def models(json: JSON = False) -> None:
 
 def tasks(json: JSON = False) -> None:
     """List the tasks, with the settings of their loss."""
-    from fedscan.studyfile.sections import Task
+    from fedscan.studyfile.sections import TABLES, of_task
+    from fedscan.tasks.registry import tasks as registry
 
-    fields = {k: f.default for k, f in Task.model_fields.items() if k not in ("kind", "labels")}
-    about = "every voxel gets a class; Dice and cross-entropy; Dice, HD95 and volumes per label"
+    found: list[dict[str, Any]] = []
+    for name, card in registry().items():
+        form = TABLES["task"] if name == "segmentation" else of_task(card)
+        options = {k: f.default for k, f in form.model_fields.items() if k not in ("kind", "labels")}
+        about = " ".join((card.make.__doc__ or "").strip().partition("\n\n")[0].split())
+        found.append({"name": name, "summary": about, "package": card.origin.package, "options": options})
     if json:
-        common.print_json([{"name": "segmentation", "summary": about, "options": fields}])
+        common.print_json(found)
         return
-    options = ", ".join(f"{k} = {v}" for k, v in fields.items())
-    common.print_table(("name", "what it is", "options"), [("segmentation", about, options)])
+    rows = [
+        (t["name"], t["package"], ", ".join(f"{k} = {v}" for k, v in t["options"].items()), t["summary"]) for t in found
+    ]
+    common.print_table(("name", "package", "options", "what it is"), rows)
 
 
 def check(
@@ -94,6 +101,9 @@ def check(
     require: Annotated[list[str] | None, typer.Option(metavar="SEQUENCE", help="Every case must have it.")] = None,
     limit: Annotated[float, typer.Option(min=0, max=1, help="The share of cases that may be unusable.")] = 0.1,
     labels: Annotated[bool, typer.Option("--labels/--no-labels", help="Whether every case needs a label.")] = True,
+    study: Annotated[
+        Path | None, typer.Option(metavar="STUDY.toml", help="Look for the sequences and labels of this study.")
+    ] = None,
     json: JSON = False,
 ) -> None:
     """Open every file of every case, and say which cases can be used and why others cannot."""
@@ -102,6 +112,8 @@ def check(
     from fedscan.data.manifest import read_manifest
 
     manifest = read_manifest(folder)
+    if study:
+        manifest = as_read_by(study, folder, manifest)
     failed = None
     try:
         found = look(manifest, require or (), limit, labels)
@@ -110,7 +122,8 @@ def check(
     left = [{"case": c.name, "site": c.site, "code": r.code, "why": r.sentence} for c, r in found.left_out]
     if json:
         facts = {"layout": manifest.layout, "sequences": manifest.sequences, "labels": manifest.labels}
-        common.print_json({**facts, "sites": [vars(row) for row in found.sites], "left_out": left})
+        sites = [vars(row) for row in found.sites]
+        common.print_json({**facts, "sites": sites, "left_out": left, "warnings": found.warnings})
     else:
         print(f"{manifest.layout}: {found.expected} cases, {len(found.used)} usable\n")
         rows = [
@@ -120,8 +133,23 @@ def check(
         common.print_table(("site", "cases", "usable", "subjects", "labelled", "sequences", "mm (x, y, z)"), rows)
         for case in left:
             print(f"left out: {case['case']} of {case['site']}: {case['why']}")
+        for warning in found.warnings:
+            print(f"warning: {warning}")
     if failed:
         raise failed
+
+
+def as_read_by(study: Path, folder: Path, manifest: Any) -> Any:
+    """The manifest with the sequences and the labels that a study names, where it names any."""
+    from dataclasses import replace
+
+    from fedscan.studyfile import load
+    from fedscan.studyfile.cases import flat
+
+    file = load(study, (), folder)
+    named = file.tables["task"].labels
+    labels = flat(named) if named else manifest.labels
+    return replace(manifest, sequences=file.data.sequences or manifest.sequences, labels=labels)
 
 
 def several(counts: dict[str, int]) -> str:

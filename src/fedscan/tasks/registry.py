@@ -45,7 +45,10 @@ def segmentation(
     hd95: str,
     **loss: Any,
 ) -> Segmentation:
-    """Every voxel gets a class; ``loss`` are options of ``dice_cross_entropy``."""
+    """Every voxel gets a class: Dice and cross-entropy, scored by Dice, HD95 and volumes per label.
+
+    ``loss`` are options of ``dice_cross_entropy``.
+    """
     return Segmentation(networks, labels, classes, loss, window, tolerance, hd95)
 
 
