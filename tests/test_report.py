@@ -18,7 +18,7 @@ from PIL import Image
 
 from fedscan.ledger import Overlay, Record, ScoreRow, SiteRow, TurnRow
 from fedscan.report import comparison, overlays, tables, turns, words, write_comparison, write_report
-from fedscan.statistics import macro, paired
+from fedscan.statistics import Summary, macro, paired
 from records import make_record
 
 HOSTILE = "<script>alert(1)</script>\"><img src=x onerror=alert(1)>'${{7*7}} $\\frac{1}$ --> 医院"
@@ -460,6 +460,10 @@ def test_numbers_have_sensible_digits() -> None:
     assert [words.number(v) for v in (0.8449, None, -0.004, 0.0)] == ["0.84", "–", "0.00", "0.00"]
     assert [words.number(v, signed=True) for v in (0.0512, -0.0512, 0.001)] == ["+0.051", "−0.051", "+0.001"]
     assert words.number(3.14159, "hd95") == "3.1"
+    two = Summary(0.7, -0.571, 1.971, 2, 2, 0, 2)
+    assert words.interval(two) == "[0.00, 1.00]"
+    assert words.interval(replace(two, mean=-0.1, low=-3.9, high=0.4), signed=True) == "[−1.000, +0.400]"
+    assert words.interval(replace(two, mean=2.0), "hd95") == "[0.0, 2.0]"
     assert [words.number(v, "volume_error") for v in (0.123, -0.05, 0.001)] == ["+12 %", "−5 %", "0 %"]
     assert [words.size(n) for n in (12, 1234, 45_600_000, 123e6, 2.5e9)] == [
         "12 B",

@@ -1,6 +1,7 @@
 """Means, intervals and tests of score rows, with numbers worked out by hand."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from fedscan.statistics import (
     random_effects,
     site_differences,
     summarise,
+    within,
     worst,
 )
 
@@ -56,6 +58,34 @@ def test_an_undefined_score_is_counted_and_never_averaged():
     found = summarise(rows("A", [0.8, None, 0.6]))
     assert found == Summary(close(0.7), close(0.7 - T1 * 0.1), close(0.7 + T1 * 0.1), 2, 3, 1, 2)
     assert str(found) == "0.700 [-0.571, 1.971] (n 2 / 3, 1 undefined)"
+
+
+@pytest.mark.parametrize(
+    ("metric", "values", "low", "high"),
+    [
+        ("dice", [0.8, 0.6], 0.0, 1.0),  # 0.7 -+ 12.7 * 0.1
+        ("dice", [0.5, 0.6, 0.7], 0.6 - T2 * 0.1 / 3**0.5, 0.6 + T2 * 0.1 / 3**0.5),  # 0.35 to 0.85: nothing to cut
+        ("nsd", [0.9, 1.0, 0.8], 0.9 - T2 * 0.1 / 3**0.5, 1.0),
+        ("hd95", [1.0, 3.0], 0.0, 2.0 + T1),
+        ("volume_error", [-0.9, -0.7], -1.0, -0.8 + T1 * 0.1),
+        ("volume_ml", [1.0, 3.0], 0.0, 2.0 + T1),
+        ("accuracy", [0.8, 0.6], 0.7 - T1 * 0.1, 0.7 + T1 * 0.1),  # of somebody's own task: no range is known
+    ],
+)
+def test_a_shown_interval_ends_where_the_score_does(metric, values, low, high):
+    whole = summarise(rows("A", values, metric))
+    assert within(whole, metric) == replace(whole, low=close(low), high=close(high))
+
+
+def test_the_interval_of_a_difference_ends_at_one_both_ways():
+    """Of 0.2 and -0.4, the mean is -0.1 and the half width 12.7 * 0.3; a difference below 0 is not cut at 0."""
+    wide, narrow = summarise(rows("A", [0.2, -0.4])), summarise(rows("A", [-0.1, -0.12]))
+    found = within(wide, "dice", difference=True)
+    assert (found.low, found.high) == (-1.0, 1.0)
+    found = within(narrow, "dice", difference=True)
+    assert (found.low, found.high) == (close(-0.11 - T1 * 0.01), close(-0.11 + T1 * 0.01))
+    alone = summarise(rows("A", [0.4]))
+    assert within(alone, "dice") == alone
 
 
 @pytest.mark.parametrize(

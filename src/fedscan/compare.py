@@ -15,7 +15,7 @@ from fedscan.report.tables import final, home
 from fedscan.report.turns import per_round
 from fedscan.report.words import interval, number
 from fedscan.run import Problem
-from fedscan.statistics import by_site, holm, macro, paired, worst
+from fedscan.statistics import by_site, holm, macro, paired, within, worst
 from fedscan.studyfile import Cases, StudyFile, build, load, read_cases
 from fedscan.tasks.metrics import HD95
 
@@ -83,7 +83,10 @@ def finished(folder: Path) -> bool:
 
 
 def figures(runs: Mapping[str, Sequence[Record]]) -> list[dict[str, Any]]:
-    """The comparison as numbers, a row per method; differences are to the first, p is corrected after Holm."""
+    """The comparison as numbers, a row per method; differences are to the first, p is corrected after Holm.
+
+    Intervals are cut to the values that a score can have, as on the page.
+    """
     rows = {name: pooled_seeds(of) for name, of in runs.items()}
     reference = next(iter(rows.values()))
     tests = {name: paired(rows[name], reference, "dice") for name in list(rows)[1:]}
@@ -95,9 +98,9 @@ def figures(runs: Mapping[str, Sequence[Record]]) -> list[dict[str, Any]]:
         made.append({
             "name": name,
             "seeds": len(runs[name]),
-            "dice": asdict(macro(scores, "dice")),
-            "worst_site": {"site": low[0], **asdict(low[1])} if low else None,
-            metric: asdict(macro(scores, metric)),
+            "dice": asdict(within(macro(scores, "dice"), "dice")),
+            "worst_site": {"site": low[0], **asdict(within(low[1], "dice"))} if low else None,
+            metric: asdict(within(macro(scores, metric), metric)),
             "bytes_up_per_round": sum(per_round(r) for r in runs[name]) / len(runs[name]),
             "difference": {**asdict(tests[name]), "p_holm": corrected[name]} if name in tests else None,
         })  # fmt: skip
@@ -115,7 +118,11 @@ def site_figures(record: Record) -> list[dict[str, Any]]:
     tables = {name: by_site(rows, "dice") for name, rows in site_dice(record).items()}
     return [
         {"name": site.name, "test": site.test}
-        | {"dice": {name: asdict(table[site.name]) for name, table in tables.items() if site.name in table}}
+        | {
+            "dice": {
+                name: asdict(within(table[site.name], "dice")) for name, table in tables.items() if site.name in table
+            }
+        }
         for site in record.sites
     ]
 

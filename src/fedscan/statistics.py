@@ -8,7 +8,7 @@ they have; nothing here needs the scans.
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,11 @@ from fedscan.ledger import ScoreRow
 from fedscan.tasks.metrics import HD95, SIZES
 
 HIGHER_IS_BETTER = ("dice", "iou", "nsd", "precision", "recall")
+RANGES = {  # the values that a score can have, and so a mean of it
+    **dict.fromkeys(HIGHER_IS_BETTER, (0.0, 1.0)),
+    **dict.fromkeys((*HD95, *(name for mine, theirs, _ in SIZES.values() for name in (mine, theirs))), (0.0, math.inf)),
+    "volume_error": (-1.0, math.inf),
+}
 NORMAL_95 = 1.959963984540054  # the 97.5th percentile of the standard normal distribution
 MEDIAN_NEEDS = 50  # subjects; the usual bootstraps of a median fail below (André et al., MICCAI BRIDGE 2025)
 EXACT_UP_TO = 50  # pairs; 2^50 sign patterns are still whole numbers in a float64
@@ -105,6 +110,19 @@ def summarise(rows: Iterable[ScoreRow]) -> Summary:
     mean, low, high = _t_interval(list(means.values()))
     used = sum(row.value is not None for row in checked)
     return Summary(mean, low, high, used, len(checked), len(checked) - used, len(means))
+
+
+def within(summary: Summary, metric: str, difference: bool = False) -> Summary:
+    """Cuts the interval of a mean (or of a ``difference`` of two) to the values that it can have, for showing.
+
+    The true mean lies in both, so the shorter interval covers it as often. An unknown metric has no limits.
+    """
+    if summary.low is None or summary.high is None:
+        return summary
+    least, most = RANGES.get(metric, (-math.inf, math.inf))
+    if difference:
+        least, most = least - most, most - least
+    return replace(summary, low=max(summary.low, least), high=min(summary.high, most))
 
 
 def by_site(rows: Iterable[ScoreRow], metric: str) -> dict[str, Summary]:

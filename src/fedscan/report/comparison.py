@@ -8,7 +8,7 @@ from fedscan.report.figures import Dot
 from fedscan.report.tables import final, home
 from fedscan.report.turns import per_round
 from fedscan.report.words import Cell, estimate, interval, number, plural, size
-from fedscan.statistics import Comparison, Summary, by_site, holm, macro, paired, worst
+from fedscan.statistics import Comparison, Summary, by_site, holm, macro, paired, within, worst
 from fedscan.tasks.metrics import HD95
 
 Runs = Mapping[str, Record | Sequence[Record]]  # a method's run, or its runs with several seeds
@@ -109,7 +109,7 @@ def _gaps(test: Comparison) -> str:
 
 
 def _dot(name: str, rows: Sequence[ScoreRow]) -> Dot:
-    total = macro(rows, "dice")
+    total = within(macro(rows, "dice"), "dice")
     if total.mean is None:
         raise ValueError(f"every test Dice of {name} is undefined, so it cannot be compared")
     hospitals = [s.mean for s in by_site(rows, "dice").values() if s.mean is not None]

@@ -21,9 +21,10 @@ RULE = (
 )
 COUNTING = (
     "A patient's Dice is the mean over its structures. Intervals are 95 % intervals of the mean over patients "
-    "(Student's t); for the mean of hospitals, over hospitals. “Mean of hospitals” counts every hospital the same "
-    "(macro), “mean of patients” counts every patient the same (micro). A score that is undefined, because a structure "
-    "is in neither outline, is counted and left out: it is never taken as 0 or 1."
+    "(Student's t, cut to the values that a score can have); for the mean of hospitals, over hospitals. “Mean of "
+    "hospitals” counts every hospital the same (macro), “mean of patients” counts every patient the same (micro). A "
+    "score that is undefined, because a structure is in neither outline, is counted and left out: it is never taken "
+    "as 0 or 1."
 )
 OWN = {"local-only": "Trained alone", "centralised": "All data pooled"}  # columns that are no federation
 ADVICE = "It should keep its own model, or a personalised one."

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from fedscan.statistics import Summary
+from fedscan.statistics import Summary, within
 
 NAMES = {
     "dice": "Dice",
@@ -53,10 +53,14 @@ def number(value: float | None, metric: str = "dice", signed: bool = False) -> s
 
 
 def interval(summary: Summary, metric: str = "dice", signed: bool = False) -> str:
-    """The 95 % interval in brackets; empty where there are too few values for one."""
-    if summary.low is None or summary.high is None:
+    """The 95 % interval in brackets, within the values that a score (``signed``: a difference of two) can have.
+
+    Empty where there are too few values for one.
+    """
+    cut = within(summary, metric, difference=signed)
+    if cut.low is None or cut.high is None:
         return ""
-    return f"[{number(summary.low, metric, signed)}, {number(summary.high, metric, signed)}]"
+    return f"[{number(cut.low, metric, signed)}, {number(cut.high, metric, signed)}]"
 
 
 def estimate(summary: Summary | None, metric: str = "dice", signed: bool = False, unit: str = "") -> Cell | None:
