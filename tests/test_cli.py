@@ -262,9 +262,12 @@ def test_compare_goes_on_where_it_stood(fedscan: Command, tmp_path: Path) -> Non
     refused(fedscan(*words, "--methods", "fedavg,fedporx"), "(was 'fedprox' meant?)")
     refused(fedscan(*words, "--methods", "fedavg,fedavg"), "each once")
     assert not (tmp_path / "c").exists()
-    said = fedscan(*words, "--methods", "fedavg")
+    said = fedscan(*words, "--methods", "fedavg,local-only")
     assert said.code == 0
     assert "compared with" in said.out
+    fedavg, alone = said.out.splitlines()[2:4]
+    assert ("kB" in fedavg, "kB" in alone) == (True, False), said.out
+    assert said.out.count("hospitals that train alone send nothing") == 1
     model = tmp_path / "c" / "fedavg" / "1" / "model.safetensors"
     before = model.stat().st_mtime_ns
     said = fedscan(*words, "--methods", "fedprox,fedavg", "--json")

@@ -503,6 +503,26 @@ def test_comparison_is_paired_with_the_first_method(tmp_path: Path) -> None:
     assert "fedavg 2 seeds" in re.sub(r"\s+", " ", text)
 
 
+def test_what_is_no_federation_sends_nothing(tmp_path: Path) -> None:
+    """Table, numbers and pages agree: a simulation carries the models of local-only, no hospital would send them."""
+    from fedscan.compare import figures
+
+    runs = {name: [make_record(name, 1), make_record(name, 1, seed=2)] for name in ("fedavg", "local-only")}
+    assert all(sum(t.bytes_up for t in of[0].turns) > 0 for of in runs.values())
+    fedavg, alone = comparison.lines(runs)[0]
+    assert (fedavg.traffic.endswith("B"), alone.traffic) == (True, "–")
+    numbers = figures(runs)
+    assert numbers[0]["bytes_up_per_round"] == sum(filter(None, map(turns.per_round, runs["fedavg"]))) / 2 > 0
+    assert numbers[1]["bytes_up_per_round"] is None
+    said = "hospitals that train alone send nothing"
+    assert said in write_comparison(runs, tmp_path).read_text()
+    assert said not in write_comparison({"fedavg": runs["fedavg"]}, tmp_path).read_text()
+    page = Page(write_report(runs["local-only"][0], tmp_path).read_text()).text
+    assert said in page
+    assert re.search(r"Sent per hospital and round\s*–\s*no federation", page)
+    assert said not in write_report(runs["fedavg"][0], tmp_path).read_text()
+
+
 def test_a_single_round_has_whole_numbers_below_it() -> None:
     from fedscan.report.figures import Curve, curves
 

@@ -9,10 +9,9 @@ from typing import Any
 from fedscan.launch import How, describe, free, launch, models_of, ready, report
 from fedscan.ledger import Record, ScoreRow, opened, read_record
 from fedscan.live import Show
-from fedscan.report.comparison import pooled_seeds
+from fedscan.report.comparison import mean_sent, pooled_seeds
 from fedscan.report.page import write_comparison
 from fedscan.report.tables import final, home
-from fedscan.report.turns import per_round
 from fedscan.report.words import interval, number
 from fedscan.run import Problem
 from fedscan.statistics import by_site, holm, macro, paired, within, worst
@@ -85,7 +84,7 @@ def finished(folder: Path) -> bool:
 def figures(runs: Mapping[str, Sequence[Record]]) -> list[dict[str, Any]]:
     """The comparison as numbers, a row per method; differences are to the first, p is corrected after Holm.
 
-    Intervals are cut to the values that a score can have, as on the page.
+    Intervals are cut to the values that a score can have, as on the page; bytes are None for what is no federation.
     """
     rows = {name: pooled_seeds(of) for name, of in runs.items()}
     reference = next(iter(rows.values()))
@@ -101,7 +100,7 @@ def figures(runs: Mapping[str, Sequence[Record]]) -> list[dict[str, Any]]:
             "dice": asdict(within(macro(scores, "dice"), "dice")),
             "worst_site": {"site": low[0], **asdict(within(low[1], "dice"))} if low else None,
             metric: asdict(within(macro(scores, metric), metric)),
-            "bytes_up_per_round": sum(per_round(r) for r in runs[name]) / len(runs[name]),
+            "bytes_up_per_round": mean_sent(runs[name]),
             "difference": {**asdict(tests[name]), "p_holm": corrected[name]} if name in tests else None,
         })  # fmt: skip
     return made

@@ -118,7 +118,7 @@ def compare(
     from fedscan.compare import compare as carry_out
     from fedscan.compare import figures
     from fedscan.launch import How
-    from fedscan.report.comparison import lines
+    from fedscan.report.comparison import lines, unsent
     from fedscan.studyfile import load
 
     names = [name.strip() for name in methods.split(",") if name.strip()]
@@ -131,6 +131,7 @@ def compare(
     if json:
         common.print_json(figures(runs))
         return
+    made = lines(runs)[0]
     shown = [
         (
             line.name,
@@ -142,11 +143,11 @@ def compare(
             line.difference,
             line.p,
         )
-        for line in lines(runs)[0]
+        for line in made
     ]
     columns = ("method", "seeds", "Dice [95 % CI]", "worst site", "HD95 mm", "up per round", "difference", "p (Holm)")
     common.print_table(columns, shown)
-    print()
+    print(f"\n{said}\n" if (said := unsent(made)) else "")
     common.where(page=page)
 
 

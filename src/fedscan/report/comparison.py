@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from fedscan.ledger import Record, ScoreRow
 from fedscan.report.figures import Dot
 from fedscan.report.tables import final, home
-from fedscan.report.turns import per_round
+from fedscan.report.turns import UNSENT, per_round
 from fedscan.report.words import Cell, estimate, interval, number, plural, size
 from fedscan.statistics import Comparison, Summary, by_site, holm, macro, paired, within, worst
 from fedscan.tasks.metrics import HD95
@@ -81,11 +81,22 @@ def _line(
         dice=estimate(macro(rows, "dice"), unit="hospitals"),
         worst=Cell(cell.text, cell.interval, lowest[0]) if cell and lowest else None,
         hd95=_distance(rows, hd95),
-        traffic=size(sum(per_round(record) for record in runs) / len(runs)),
+        traffic="–" if (sent := mean_sent(runs)) is None else size(sent),
         difference=_difference(test),
         p="" if test is None else "–" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}",
         about="" if test is None else f"{plural(test.n, 'patient')}; {test.test}{_gaps(test)}",
     )
+
+
+def mean_sent(runs: Sequence[Record]) -> float | None:
+    """Bytes that a hospital sent per round, over a method's runs; None where none would be, outside a simulation."""
+    found = [sent for record in runs if (sent := per_round(record)) is not None]
+    return sum(found) / len(found) if found else None
+
+
+def unsent(made: Sequence[Line]) -> str:
+    """What is to be said of rows without bytes; nothing where there are none."""
+    return UNSENT if any(line.traffic == "–" for line in made) else ""
 
 
 def _distance(rows: Sequence[ScoreRow], metric: str) -> Cell | None:

@@ -32,6 +32,7 @@ def write_report(record: Record, folder: Path) -> Path:
         "sections": SECTIONS,
         "lead": _lead(record),
         "notes": [*record.notes, *_warnings(record)],
+        "unsent": turns.UNSENT if record.method in tables.OWN else "",
         "gains": found,
         "tiles": _tiles(record, found),
         "rule": tables.RULE,
@@ -69,6 +70,7 @@ def write_comparison(records: comparison.Runs, folder: Path) -> Path:
         "notes": list(dict.fromkeys(note for of in runs.values() for record in of for note in record.notes)),
         "lead": f"{plural(len(made), 'method')} on the same test cases of {plural(len(first.sites), 'hospital')}.",
         "lines": made,
+        "unsent": comparison.unsent(made),
         "forest": figures.forest(dots, title, "Dice (mean of hospitals)"),
         "counting": tables.COUNTING,
         "runs": [(name, record) for name, of_method in runs.items() for record in of_method],
@@ -150,7 +152,8 @@ def _tiles(record: Record, found: Sequence[tables.Gain]) -> Iterator[dict[str, A
         value = f"{counts[tables.HELPED]} of {len(found)}"
         yield {"label": "Hospitals helped", "value": value, "about": about, "bad": counts[tables.HARMED] > 0}
     if record.turns:
-        value, about = size(turns.per_round(record)), "on average, after compression"
+        sent = turns.per_round(record)
+        value, about = ("–", "no federation") if sent is None else (size(sent), "on average, after compression")
         yield {"label": "Sent per hospital and round", "value": value, "about": about, "bad": False}
 
 

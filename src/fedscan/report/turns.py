@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fedscan.ledger import Record, TurnRow
+from fedscan.report.tables import OWN
 from fedscan.report.words import listed, plural, size
 
 CLASSES = {  # the most telling thing that a message holds; it may hold what stands above it here as well
@@ -15,6 +16,10 @@ CLASSES = {  # the most telling thing that a message holds; it may hold what sta
     "images": "images",
 }
 HARMLESS = {"weights", "statistics"}  # neither a scan nor a label, nor anything computed per scan
+UNSENT = (
+    "Bytes of local-only and of centralised are given as “–”: hospitals that train alone send nothing, and pooled "
+    "scans lie in one place, moved there once; what the simulation carried to train and score these is not traffic."
+)
 SHOWN = 60  # rows of missed turns on the page
 
 
@@ -145,8 +150,13 @@ def _bytes(turns: Sequence[TurnRow]) -> tuple[int, int, str, str, str]:
     return len(turns), answered, size(sum(t.bytes_down for t in turns)), size(sum(sent)), each
 
 
-def per_round(record: Record) -> float:
-    """Mean bytes that a hospital sent in a round in which it was asked; the test after the last round is none."""
+def per_round(record: Record) -> float | None:
+    """Mean bytes that a hospital sent in a round in which it was asked; the test after the last round is none.
+
+    None for what is no federation: outside a simulation no message would be sent.
+    """
+    if record.method in OWN:
+        return None
     turns = [t for t in record.turns if t.round <= record.rounds]
     return sum(t.bytes_up for t in turns) / max(len({(t.round, t.site) for t in turns}), 1)
 
