@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -73,6 +73,15 @@ class Study:
         weights = published(self.start(), self.names[0])["weights"]
         return frozenset(weights if isinstance(weights, Weights) else next(iter(weights.values())))
 
+    def __post_init__(self) -> None:
+        """Raises ValueError where two questions have one name: a site could not tell which of them it is asked."""
+        names = [question.name for question in self.method.answers]
+        for name in names:
+            if name == "evaluate":
+                raise ValueError("a question of the method is named 'evaluate', as that of the study: rename it")
+            if names.count(name) > 1:
+                raise ValueError(f"two questions of the method are named {name!r}: give each a name of its own")
+
     @cached_property
     def questions(self) -> dict[str, Question]:
         """All that a site answers, by the name under which it is asked."""
@@ -80,13 +89,16 @@ class Study:
 
     @cached_property
     def evaluate(self) -> Question:
-        """Scores what was published on the site's validation or test cases."""
+        """Scores what was published on the site's validation or test cases.
+
+        The test cases are taken from the study: no method is handed them, not even to make its model for this.
+        """
 
         @answer("statistics", lambda terms: {"rows": ROWS})
         def evaluate(site: Site, message: Message) -> Tree:
             model = self.method.use(site, message).eval()
             final = message["split"] == "test"
-            split = site.splits.test if final else site.splits.validation
+            split = self.splits(site.name).test if final else site.validation
             return {"rows": site.task.scores(model, split, site.name, final)}
 
         return evaluate
@@ -126,7 +138,7 @@ def respond(
     if question not in study.questions:
         raise Refused(f"{turn.site} does not answer {question!r}; it answers {', '.join(study.questions)}")
     site = Site(
-        turn.site, study.task, study.splits(turn.site), study.step, slots, apart(state),
+        turn.site, study.task, without_test(study.splits(turn.site)), study.step, slots, apart(state),
         study.seed, turn.round, study.rounds, turn.call, key,
     )  # fmt: skip
     begun, versions = time.perf_counter(), [t._version for t in tensors(state)]
@@ -137,6 +149,31 @@ def respond(
     taken = slots.pointers()
     reply, memory = settled(reply, taken), settled(site.state, taken)
     return reply, memory, time.perf_counter() - begun
+
+
+class Withheld:
+    """Stands in a site's splits for its test cases. Whatever is asked of it raises RuntimeError with a sentence."""
+
+    def _refuse(self) -> NoReturn:
+        raise RuntimeError("a method asked a site for its test cases: they are scored by the study, once, at the end")
+
+    names = subjects = property(_refuse)
+
+    def __len__(self) -> NoReturn:
+        self._refuse()
+
+    def batches(self, *_: Any) -> NoReturn:
+        """Refuses."""
+        self._refuse()
+
+    def case(self, i: int) -> NoReturn:
+        """Refuses."""
+        self._refuse()
+
+
+def without_test(splits: Splits) -> Splits:
+    """The splits that a method is handed."""
+    return splits._replace(test=Withheld())
 
 
 @contextmanager
