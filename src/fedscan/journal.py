@@ -175,6 +175,13 @@ class Journal:
     def set_base(self, turn: Turn) -> None:
         self.db.execute("REPLACE INTO bases VALUES (?, ?, ?)", (turn.site, turn.round, turn.call))
 
+    def restore_base(self, site: str, base: Base) -> None:
+        """Goes back to an earlier turn of a site, or to none."""
+        if base is None:
+            self.db.execute("DELETE FROM bases WHERE site = ?", (site,))
+        else:
+            self.set_base(Turn(*base, site))
+
     def held(self, site: str) -> list[str]:
         """The weights, by SHA-256, that a site has from the last message it answered."""
         v = self.db.execute("SELECT blobs FROM held WHERE site = ?", (site,)).fetchone()

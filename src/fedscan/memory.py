@@ -97,6 +97,11 @@ class SiteDisk:
         """Where the answer of a turn lies."""
         return self.turn(turn) / "answer.safetensors"
 
+    def sound(self, turn: tuple[int, int], receipt: Receipt) -> bool:
+        """Whether the answer of a turn is, bit for bit, what its receipt says."""
+        with self.answer(turn).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() == receipt.answered
+
     @contextmanager
     def _reading(self, what: str, turn: tuple[int, int]) -> Iterator[None]:
         try:

@@ -15,7 +15,7 @@ import torch
 
 from fedscan import wire
 from fedscan.journal import Journal, Row
-from fedscan.memory import Base
+from fedscan.memory import Base, Damaged, read_sound
 from fedscan.method import Absent, Message, Question, Replies, State, Tree
 from fedscan.site import seed_of
 from fedscan.spec import Group, Refused
@@ -116,14 +116,29 @@ class Recorded:
     def begin(self, round: int) -> None:
         """Starts (or starts again) a round: the first call is 0, the first arrival is 0."""
         self.round, self._call, self._position = round, 0, 0
+        self._asked: dict[int, set[str]] = {}  # whom each call asked when the round was begun before
+        for row in self.journal.rows("round = ?", round):
+            self._asked.setdefault(row.turn.call, set()).add(row.turn.site)
+
+    def skip(self) -> None:
+        """Gives up what sites remember of this round: they go on from where they stood when it began, as the server."""
+        first: dict[str, Row] = {}
+        for row in self.journal.rows("round = ? AND due = 0", self.round):
+            first.setdefault(row.turn.site, row)
+        for site, row in first.items():
+            self.journal.restore_base(site, row.base)
+        self._pending = []
 
     def end(self, state: State, scores: Sequence[Any] = (), finished: bool = False) -> None:
         """Ends the round: accepted memories to disk, HEAD moved, then what is past is dropped."""
+        if unsaid := [call for call in self._asked if call >= self._call]:
+            raise self._diverged(min(unsaid), "is not asked any more")
         self.engine.keep(self._pending, whole=False)
         for row in self._open.values():
             self._keep_message(row)
         self.journal.end_round(self.round, state, scores, finished)
         self._nothing_pending()
+        self._drop_messages()
         self.engine.settle(self._needed)
 
     def commit(self) -> None:
@@ -220,6 +235,7 @@ class Recorded:
             self._position += 1
             self._clock = max(self._clock, row.due)
             self._open.pop(turn, None)
+            self._messages.pop(turn, None)
             if read is not None:
                 return turn.site, read()
         raise Absent(self.names, "next")
@@ -251,7 +267,9 @@ class Recorded:
     ) -> tuple[dict[str, Row], dict[str, Letter]]:
         """A row and a letter for each site, in name order; rows that are in the journal are held to what they said."""
         rows, letters, parcels = {}, {}, {}
-        now = time.time()
+        now, asked = time.time(), self._asked.get(call, set(messages))
+        if asked != set(messages):
+            raise self._diverged(call, f"would now be asked of {', '.join(sorted(messages)) or 'nobody'}")
         for name in sorted(messages):
             turn, message = Turn(self.round, call, name), messages[name]
             if id(message) not in parcels:
@@ -263,12 +281,16 @@ class Recorded:
                 row = Row(turn, question.name, question.privacy, parcel.digest, self._down(name, parcel), now, base)
                 self.journal.put(row)
             elif (row.asked, row.question) != (parcel.digest, question.name):
-                raise Diverged(
-                    f"round {self.round}, call {call} ({question.name}) would now say something else to {name}"
-                )
+                raise self._diverged(call, f"({question.name}) would now say something else to {name}")
             rows[name] = row
             letters[name] = Letter(turn, question.name, message, parcel, row.base)
         return rows, letters
+
+    def _diverged(self, call: int, what: str) -> Diverged:
+        return Diverged(
+            f"round {self.round}, call {call} {what}: it was begun by another version of the study or of the method; "
+            "go on with that one, or begin a new run"
+        )
 
     def _down(self, site: str, parcel: Parcel) -> int:
         """Bytes to a site: weights that it has from the last message it answered go by their hash."""
@@ -312,7 +334,17 @@ class Recorded:
 
     def _from_disk(self, row: Row) -> Callable[[], Tree]:
         path = self.journal.folder / row.file
-        return lambda: wire.read_file(path)
+
+        def read() -> Tree:
+            try:
+                return read_sound(path, row.answered)
+            except (OSError, ValueError) as e:
+                raise Damaged(
+                    f"the answer of {row.turn.site} in round {row.turn.round}, {path}, cannot be used ({e}): put that "
+                    "file back from a copy and go on with --resume, or begin a new run in another folder"
+                ) from e
+
+        return read
 
     # -- started questions, which outlive their round ----------------------------------------------------------------
 
@@ -324,6 +356,13 @@ class Recorded:
         if not path.exists():
             path.parent.mkdir(exist_ok=True)
             wire.write_file(path, self._messages[row.turn], durable=self.journal.durable)
+
+    def _drop_messages(self) -> None:
+        """Drops the kept messages of started questions that have arrived for good."""
+        kept = {self._message_file(turn) for turn in self._open}
+        for path in (self.journal.folder / "asks").glob("*.safetensors"):
+            if path not in kept:
+                path.unlink()
 
     def _restart(self) -> None:
         """Sends again, after a resume, what was started in a settled round and has not arrived."""

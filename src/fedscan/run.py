@@ -92,6 +92,7 @@ def one_round(study: Study, sites: Recorded, state: State, watch: Watch) -> Stat
     except Absent as e:
         if study.absent != "skip":
             raise
+        sites.skip()
         watch("skipped", f"round {sites.round} was skipped: {e}")
         return state
 
