@@ -7,6 +7,7 @@ negative and a mean of counters is not a counter, so the three kinds are told ap
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -81,19 +82,25 @@ def default_kind(leaf: Tensor) -> Kind:
 
 def kinds_of(model: nn.Module) -> dict[str, Kind]:
     """The kind of every entry of ``model.state_dict()``, found by what it is and not by what it is called."""
-    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    kinds = {}
-    for name, leaf in model.state_dict(keep_vars=True).items():
-        if name in parameters:
-            kinds[name] = Kind.PARAMETER
-        else:
-            kinds[name] = Kind.STATISTIC if leaf.is_floating_point() else Kind.COUNTER
-    return kinds
+    return _kinds(model, model.state_dict(keep_vars=True))
+
+
+_FOUND: WeakKeyDictionary[nn.Module, dict[str, Kind]] = WeakKeyDictionary()  # a walk per answer would cost as a step
+
+
+def _kinds(model: nn.Module, leaves: Mapping[str, Tensor]) -> dict[str, Kind]:
+    found = _FOUND.get(model)
+    if found is None or found.keys() != leaves.keys():
+        parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+        measured = {name: Kind.STATISTIC if v.is_floating_point() else Kind.COUNTER for name, v in leaves.items()}
+        found = _FOUND[model] = {k: Kind.PARAMETER if k in parameters else measured[k] for k in leaves}
+    return found
 
 
 def weights_of(model: nn.Module) -> Weights:
     """The model's own leaves (views, not copies), with their kinds."""
-    return Weights({k: v.detach() for k, v in model.state_dict().items()}, kinds_of(model))
+    leaves = model.state_dict()
+    return Weights(leaves, _kinds(model, leaves))
 
 
 def schema_of(model: nn.Module) -> Schema:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from fedscan.schema import Weights, kinds_of, weights_of
+from fedscan.schema import Weights, weights_of
 from fedscan.spec import Refused
 from fedscan.step import Step
 
@@ -192,7 +192,8 @@ def seed_of(*parts: object) -> int:
 
 def copy_of(model: nn.Module) -> Weights:
     """The model's leaves, copied, with their kinds."""
-    return Weights({k: v.detach().clone() for k, v in model.state_dict().items()}, kinds_of(model))
+    leaves = weights_of(model)
+    return Weights({k: v.clone() for k, v in leaves.items()}, leaves.kinds)
 
 
 @torch.no_grad()

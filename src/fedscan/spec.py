@@ -165,7 +165,7 @@ def finite(x: Tensor) -> bool:
     """Whether every entry is finite. One pass: the sum is finite unless an entry is not, or the sum overflows."""
     if not x.is_floating_point():
         return True
-    return bool(torch.isfinite(x.sum())) or bool(torch.isfinite(x).all())
+    return math.isfinite(x.sum().item()) or bool(torch.isfinite(x).all())
 
 
 def brief(value: Any) -> str:

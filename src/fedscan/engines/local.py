@@ -7,7 +7,7 @@ import heapq
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -22,6 +22,30 @@ from fedscan.wire import Parcel
 MEMORY_BYTES = 64 << 20  # of site memories held live; beyond it they are read back from disk
 
 
+class Computed(NamedTuple):
+    """What a site made of a letter: its answer ready to travel, its new memory, and the receipt of both."""
+
+    parcel: Parcel
+    memory: dict[str, Any]
+    receipt: Receipt
+
+
+def put_down(
+    disk: SiteDisk, answer: Answer, parcel: Parcel, memory: dict[str, Any], receipt: Receipt, *, whole: bool
+) -> bool:
+    """Writes a computed turn to its site's disk; ``whole``, with its answer, which is then read from there.
+
+    Returns whether there was anything to write: a memory that did not change is not.
+    """
+    if not whole and not receipt.changed:
+        return False
+    key = (answer.turn.round, answer.turn.call)
+    disk.commit(key, memory if receipt.changed else None, receipt, parcel if whole else None)
+    if whole:
+        answer.file, answer.reply = disk.answer(key), None
+    return True
+
+
 class Local:
     """The engine of simulations. Answers are computed when they are received, one at a time."""
 
@@ -34,7 +58,7 @@ class Local:
         self.slots = study.slots()
         self._waiting: deque[Letter] = deque()
         self._started: list[tuple[float, str, int, Letter]] = []
-        self._computed: dict[Turn, tuple[Parcel, dict[str, Any], Receipt]] = {}  # and not yet on disk
+        self._computed: dict[Turn, Computed] = {}  # and not yet on disk
         self._live: dict[str, tuple[Base, dict[str, Any]]] = {}  # a site's memory, and the turn it is of
         self._written: set[str] = set()  # sites with turns on disk that may be dropped
         self._past = {name for name, disk in self.disks.items() if (disk.folder / "turns").exists()}
@@ -56,7 +80,7 @@ class Local:
             return Answer(turn, absent=f"{turn.site} did not answer in round {turn.round} (simulated)")
         disk = self.disks[turn.site]
         known = disk.receipt((turn.round, turn.call)) if turn.site in self._past else None
-        if known:
+        if known and disk.sound((turn.round, turn.call), known):  # else it is computed again, to the same bits
             if known.asked != asked:
                 return Answer(turn, refused=f"{turn.site} was asked something else under turn {turn}")
             file = disk.answer((turn.round, turn.call))
@@ -80,7 +104,7 @@ class Local:
         if self.strict:
             reply = wire.unpack(bytes(parcel))
             memory = wire.unpack(bytes(wire.pack(memory)))
-        self._computed[turn] = (parcel, memory, receipt)
+        self._computed[turn] = Computed(parcel, memory, receipt)
         return Answer(turn, reply, None, "", "", parcel.digest, parcel.nbytes, seconds, changed)
 
     def _memory(self, site: str, base: Base) -> dict[str, Any]:
@@ -97,19 +121,25 @@ class Local:
             turn = answer.turn
             if answer.file is not None or turn not in self._computed:
                 continue
-            parcel, memory, receipt = self._computed[turn]
-            if not whole and not receipt.changed:
-                continue
-            disk, key = self.disks[turn.site], (turn.round, turn.call)
-            disk.commit(key, memory if receipt.changed else None, receipt, parcel if whole else None)
-            self._written.add(turn.site)
-            if receipt.changed:
-                self._live[turn.site] = (key, memory)
-            if whole:
-                answer.file, answer.reply = disk.answer(key), None
+            computed = self._computed[turn]
+            if put_down(self.disks[turn.site], answer, *computed, whole=whole):
+                self._written.add(turn.site)
+                self._hold(turn, computed)
         self._computed.clear()
-        if sum(nbytes(memory) for _, memory in self._live.values()) > MEMORY_BYTES:
-            self._live.clear()
+
+    def hand_over(self, turn: Turn) -> Computed | None:
+        """A turn that is computed and not yet on disk, for another process to keep; None where it is on disk."""
+        computed = self._computed.pop(turn, None)
+        if computed:
+            self._hold(turn, computed)
+        return computed
+
+    def _hold(self, turn: Turn, computed: Computed) -> None:
+        """Holds a new memory live, as far as there is room."""
+        if computed.receipt.changed:
+            self._live[turn.site] = ((turn.round, turn.call), computed.memory)
+            if sum(nbytes(memory) for _, memory in self._live.values()) > MEMORY_BYTES:
+                self._live.clear()
 
     def settle(self, needed: Callable[[str], Sequence[Base]]) -> None:
         for site in self._written:

@@ -1,7 +1,8 @@
 """Sites shared out over worker processes on this machine, each of one thread: the same bits for any number of them.
 
-Workers are forked once, from a parent that has imported everything. Messages and answers pass through files of the
-run's folder, as they would through a site's disk; the pipes carry short JSON only.
+Workers are forked once, from a parent that has imported everything. Messages, and answers of more than ``PIPE_BYTES``,
+pass through files of the run's folder, as they would through a site's disk; the pipes carry short JSON and small
+answers, which the parent puts on the sites' disks when the run says so.
 """
 
 import json
@@ -10,7 +11,7 @@ import signal
 import sys
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from multiprocessing.connection import Connection, Pipe, wait
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,14 @@ from typing import Any
 import torch
 
 from fedscan import wire
-from fedscan.engines.local import Local
-from fedscan.memory import Base, SiteDisk
+from fedscan.engines.local import Computed, Local, put_down
+from fedscan.memory import Base, Receipt, SiteDisk
 from fedscan.recorded import Answer, Letter
 from fedscan.spec import Refused
 from fedscan.study import Study, Turn
 from fedscan.wire import Parcel
+
+PIPE_BYTES = 1 << 20  # an answer and a memory up to this size take the pipe: files would cost more than they carry
 
 
 class WorkerDied(RuntimeError):
@@ -41,12 +44,15 @@ class Workers:
         self.study, self.names, self.folder, self.durable = study, study.names, folder, durable
         self.disks = {n: SiteDisk(folder / "sites" / n, durable=durable) for n in study.names}
         self._outbox: dict[str, Path] = {}  # what lies in the outbox, by digest
+        for left in (folder / "outbox").glob("*"):  # by a run that was killed
+            left.unlink()
         self._waiting: deque[Letter] = deque()
         self._early: list[Answer] = []  # answers to started questions that nobody has asked for yet
         self._at: dict[int, Letter] = {}  # what each busy worker works on
         self._pipes: list[Connection[Any, Any]] = []
         self._pids: list[int] = []
         self._started: dict[Turn, float] = {}
+        self._computed: dict[Turn, tuple[Answer, Computed]] = {}  # and not yet on disk
         self._written: set[str] = set()
         for _ in range(number):
             self._fork()
@@ -88,11 +94,18 @@ class Workers:
                 return
             self._waiting.remove(letter)
             self._at[i] = letter
+            self._put_down_base(letter)
             slip = {
                 "turn": letter.turn, "question": letter.question, "base": letter.base, "again": letter.again,
                 "message": str(self._post(letter.parcel)), "digest": letter.parcel.digest,
             }  # fmt: skip
             pipe.send_bytes(json.dumps(slip).encode())
+
+    def _put_down_base(self, letter: Letter) -> None:
+        """The memory that a letter starts from goes to disk, where any worker finds it."""
+        if letter.base and (turn := Turn(*letter.base, letter.turn.site)) in self._computed:
+            answer, computed = self._computed.pop(turn)
+            put_down(self.disks[turn.site], answer, *computed, whole=True)
 
     def _post(self, parcel: Parcel) -> Path:
         """The file of a message; the same message to many sites is one file."""
@@ -131,6 +144,7 @@ class Workers:
         letter = self._at.pop(busy[pipe])
         try:
             slip = json.loads(pipe.recv_bytes())
+            parts = [pipe.recv_bytes() for _ in range(slip.pop("parts", 0))]
         except (EOFError, OSError) as e:
             raise WorkerDied(
                 f"the worker that answered for {letter.turn.site} in round {letter.turn.round} died "
@@ -140,15 +154,27 @@ class Workers:
             raise RuntimeError(f"{letter.turn.site}, round {letter.turn.round}, {letter.question}: {slip['error']}")
         self._hand_out()
         file = Path(slip.pop("file")) if slip["file"] else slip.pop("file") or None
-        return Answer(**{**slip, "turn": Turn(*slip["turn"]), "file": file})
+        answer = Answer(**{**slip, "turn": Turn(*slip["turn"]), "file": file})
+        if parts:
+            answer.reply = wire.unpack(parts[0])
+            memory = wire.unpack(parts[1]) if answer.changed else {}
+            receipt = Receipt(letter.parcel.digest, answer.digest, answer.nbytes, answer.seconds, answer.changed)
+            self._computed[answer.turn] = (answer, Computed(Sealed(parts[0], answer.digest), memory, receipt))
+        return answer
 
     def keep(self, answers: Sequence[Answer], whole: bool) -> None:
-        """Nothing to do: workers keep every turn before they answer."""
+        """Writes the turns that came through the pipe; of the others, workers kept every one before they answered."""
+        for answer in answers:
+            if answer.file is None and answer.turn in self._computed:
+                put_down(self.disks[answer.turn.site], answer, *self._computed[answer.turn][1], whole=whole)
+        early = {answer.turn for answer in self._early}
+        self._computed = {turn: computed for turn, computed in self._computed.items() if turn in early}
 
     def settle(self, needed: Callable[[str], Sequence[Base]]) -> None:
-        for site in self._written:
+        busy = {letter.turn.site for letter in self._at.values()}  # a worker writes there: after its answer, then
+        for site in self._written - busy:
             self.disks[site].settle(needed(site))
-        self._written.clear()
+        self._written &= busy
         waiting = {x.parcel.digest for x in (*self._waiting, *self._at.values())}
         for digest in self._outbox.keys() - waiting:
             self._outbox.pop(digest).unlink(missing_ok=True)
@@ -177,22 +203,36 @@ def work(pipe: "Connection[Any, Any]", desk: Local) -> None:
                 digest, message = slip["digest"], wire.read_file(Path(slip["message"]))
             base = slip["base"]
             letter = Letter(
-                Turn(*slip["turn"]), slip["question"], message, Sealed(slip["digest"]),
+                Turn(*slip["turn"]), slip["question"], message, Sealed(b"", slip["digest"]),
                 base and (base[0], base[1]), again=slip["again"],
             )  # fmt: skip
             answer = desk.answer(letter)
-            desk.keep([answer], whole=True)
-            reply = {**asdict(answer), "reply": None, "file": str(answer.file or "")}
+            parts = through_the_pipe(desk, answer)
+            reply = {**asdict(replace(answer, reply=None)), "file": str(answer.file or ""), "parts": len(parts)}
         except Refused as e:
-            reply = {"error": str(e)}
+            parts, reply = [], {"error": str(e)}
         except Exception as e:  # a fault of a method or of a file: the parent stops the run and says which
-            reply = {"error": f"{type(e).__name__}: {e}"}
+            parts, reply = [], {"error": f"{type(e).__name__}: {e}"}
         pipe.send_bytes(json.dumps(reply).encode())
+        for part in parts:
+            pipe.send_bytes(part)
+
+
+def through_the_pipe(desk: Local, answer: Answer) -> list[bytes]:
+    """The bytes of a small answer, and of a memory that changed; what is larger is kept on the site's disk."""
+    computed = desk.hand_over(answer.turn)
+    if computed is None:
+        return []
+    parcels = [computed.parcel, *([wire.pack(computed.memory)] if computed.receipt.changed else [])]
+    if sum(parcel.nbytes for parcel in parcels) <= PIPE_BYTES:
+        return [bytes(parcel) for parcel in parcels]
+    put_down(desk.disks[answer.turn.site], answer, *computed, whole=True)
+    return []
 
 
 class Sealed(Parcel):
-    """A message that has been read: only its digest is still needed."""
+    """A message that was packed elsewhere: its bytes, where they are still needed, and its digest."""
 
-    def __init__(self, digest: str) -> None:
-        super().__init__(b"", ())
+    def __init__(self, data: bytes, digest: str) -> None:
+        super().__init__(data, ())
         self.__dict__["digest"] = digest
