@@ -149,6 +149,8 @@ STUDY = {
     ("scores", "tolerance"): "mm per structure within which surfaces count as agreeing; a structure without one gets "
     "no surface Dice",
     ("scores", "hd95"): "[which definition](metrics.md#hd95) of HD95",
+    ("scores", "penalty"): "what HD95 is where one of the two masks is empty: the diagonal of the image, for rankings; "
+    "where nothing is said, it is [undefined](metrics.md#empty-masks)",
 }
 
 METHOD = {

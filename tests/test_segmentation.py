@@ -86,6 +86,27 @@ def test_quality_counts_a_missed_structure_by_the_diagonal() -> None:
     assert task().quality(Threshold(), Cases()) == {"dice": None, "hd95": None}
 
 
+def test_a_penalty_stands_in_the_scores_where_a_study_sets_it() -> None:
+    label = np.zeros((4, 4, 4), np.uint8)
+    label[1, 1, 1] = 1
+    other = np.full((4, 4, 4), 2, np.uint8)
+
+    class Off(Cases):
+        def case(self, i: int) -> tuple[Batch, Any]:
+            batch, info = super().case(i)
+            return Batch(torch.from_numpy(other)[None, None].float(), batch.y), info
+
+    def hd95(**changes: Any) -> dict[str, float | None]:
+        rows = task(**changes).scores(Threshold(), Off(label), "A", final=True)
+        return {row[3]: row[5] for row in rows if row[4] == "hd95"}
+
+    found = hd95(penalty="image_diagonal")
+    assert found["one"] == found["two"] == pytest.approx((16 + 16 + 64) ** 0.5)
+    assert found["both"] is not None
+    assert found["both"] < found["one"], "neither mask of the region is empty"
+    assert (hd95()["one"], hd95()["two"]) == (None, None)
+
+
 def test_diversity_is_the_entropy_of_the_foreground() -> None:
     label = np.zeros((4, 1, 1), np.uint8)
     label[:, 0, 0] = [0, 1, 1, 2]

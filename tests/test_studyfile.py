@@ -13,6 +13,7 @@ import torch
 from fedscan.run import Problem, run
 from fedscan.studyfile import again, build, load, read_cases
 from fedscan.studyfile.places import lines_of
+from fedscan.tasks.registry import TaskCard
 from tinystudy import write_scans, write_study
 
 torch.set_num_threads(1)
@@ -79,9 +80,11 @@ def refused(tmp_path: Path, old: str, new: str) -> str:
         ("mu = 0.1", "nu = 0.1", "[method] has no key 'nu'"),
         ('preset = "tiny"', 'widht = "tiny"', "[model] has no key 'widht' (was 'widths' meant?)"),
         ("[train]", "[trian]", "no key 'trian' (was 'train' meant?)"),
-        ("lr = 0.1", 'lr = "fast"', 'train.lr = "fast", but a number above 0 belongs there.'),
-        ("lr = 0.1", "lr = true", "train.lr = true, but a number above 0 belongs there."),
-        ("lr = 0.1", "lr = nan", "train.lr = NaN, but a number above 0 belongs there."),
+        ("lr = 0.1", 'lr = "fast"', 'train.lr = "fast", but a number above 0 and of at most 1000000 belongs there.'),
+        ("lr = 0.1", "lr = true", "train.lr = true, but a number above 0 and of at most 1000000 belongs there."),
+        ("lr = 0.1", "lr = nan", "train.lr = NaN, but a number above 0 and of at most 1000000 belongs there."),
+        ("lr = 0.1", "lr = 1e300", "train.lr = 1e+300, but a number above 0 and of at most 1000000 belongs there."),
+        ("lr = 0.1", "weight_decay = 1e300", "but a number of at least 0 and of at most 1000000 belongs there."),
         ("rounds = 2", "rounds = 2.5", "train.rounds = 2.5, but a whole number of at least 1 belongs there."),
         ("rounds = 2", "rounds = 0", "train.rounds = 0, but a whole number of at least 1 belongs there."),
         ("lr = 0.1", "momentum = 1", "train.momentum = 1, but a number of at least 0 and below 1 belongs there."),
@@ -227,6 +230,21 @@ def test_equal_studies_have_equal_hashes(tmp_path: Path) -> None:
         assert study(tmp_path, BASE, change).hash == first.hash
 
 
+def test_a_key_that_came_later_leaves_the_hash_of_a_study_without_it(tmp_path: Path) -> None:
+    """Otherwise no run that was stopped could be gone on with after the package was brought up to date."""
+    first = study(tmp_path)
+    assert "penalty" not in first.canonical()["study"]["scores"]
+    ranked = study(tmp_path, BASE, "scores.penalty=image_diagonal")
+    assert ranked.canonical()["study"]["scores"]["penalty"] == "image_diagonal"
+    assert ranked.hash != first.hash
+    assert again(json.loads(json.dumps(ranked.resolved())), tmp_path / "x.json").hash == ranked.hash
+    older = json.loads(json.dumps(first.resolved()))
+    del older["scores"]["penalty"]
+    assert again(older, tmp_path / "x.json").hash == first.hash
+    with pytest.raises(Problem, match=r'scores\.penalty = "none", but "image_diagonal" belongs there'):
+        study(tmp_path, BASE, "scores.penalty=none")
+
+
 def test_the_hash_knows_the_torch_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = study(tmp_path).hash
     monkeypatch.setattr(torch, "__version__", "9.9.9")
@@ -344,13 +362,24 @@ def test_data_that_do_not_suit_the_study_are_named(tmp_path: Path) -> None:
         assert said in str(e.value)
 
 
-def test_regions_are_scored_and_their_values_learned_apart(tmp_path: Path) -> None:
+def test_regions_are_scored_and_their_values_learned_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_study(tmp_path)
     path.write_text(path.read_text().replace("{ball = 1}", "{ball = [1, 4], rim = 4}"))
     file = load(path)
     cases = read_cases(file, tmp_path / "cache")
     task: Any = build(file, cases).task
     assert (task.classes, dict(task.labels)) == (3, {"ball": (1, 2), "rim": 2})
+    assert task.penalty is None
+    asking = load(path, ["scores.penalty=image_diagonal"])
+    ranked: Any = build(asking, cases).task
+    assert ranked.penalty == "image_diagonal"
+
+    def make(networks: Any, labels: Any, classes: int, window: Any, tolerance: Any, hd95: str, **options: Any) -> None:
+        """A task that knows no penalty, as another package may bring one."""
+
+    monkeypatch.setattr("fedscan.studyfile.building.tasks", lambda: {"segmentation": TaskCard("segmentation", make)})
+    with pytest.raises(Problem, match="the task 'segmentation' knows no penalty, belongs there"):
+        build(asking, cases)
     assert cases.recipe.labels == {1: 1, 4: 2}
 
 

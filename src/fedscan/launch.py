@@ -187,6 +187,8 @@ def hold_to(file: StudyFile, facts: dict[str, Any], known: dict[str, str], folde
 def noted(file: StudyFile, known: dict[str, str]) -> list[str]:
     """What a reader must know of how the run was made."""
     notes = [f"{name} was silent in some rounds: this was simulated." for name in file.run.silent]
+    if file.scores.penalty:
+        notes.append("HD95 counts as the diagonal of the image where one of the two masks is empty: the study says so.")
     if known:
         notes += [n for n in json.loads(known["notes"]) if n.startswith("Resumed under")]
         before, now = json.loads(known["numerics"]), file.numerics()

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from inspect import signature
 from typing import Any
 
 import torch
@@ -111,6 +112,11 @@ def task_of(file: StudyFile, sequences: Sequence[str], labels: Labels) -> Task:
     network = partial(build_model, file.model, len(sequences), classes, 3, **file.model_options)
     options = file.tables["task"].model_dump(exclude={"kind", "labels"})
     make = tasks()[file.tables["task"].kind].make
+    if file.scores.penalty:
+        if "penalty" not in signature(make).parameters:
+            what = f"nothing, as the task {file.tables['task'].kind!r} knows no penalty,"
+            raise file.places.wrong(("scores", "penalty"), file.scores.penalty, what)
+        options["penalty"] = file.scores.penalty
     made: Task = make(
         {"model": network}, known, classes, file.data.patch, dict(file.scores.tolerance), file.scores.hd95, **options
     )

@@ -19,6 +19,7 @@ from fedscan.studyfile.sections import TABLES, Data, Partition, Run, Scores, Tab
 FREE = ("method", "methods", "model")  # tables whose keys depend on a name in them
 # What is not part of a study's hash: where its data lie, what it is compared with, and what stands in its numerics.
 NOT_HASHED = {("data", "cases"), ("run", "baselines"), ("run", "device"), ("run", "threads"), ("run", "mode")}
+NEWER = {("scores", "penalty"): None}  # what a study without the key means by it: hashed only where it says otherwise
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,8 @@ class StudyFile:
     def canonical(self) -> dict[str, Any]:
         """What is hashed: the resolved study without where things lie, its plug-ins, and the numerics."""
         tree = self.resolved()
-        for table, key in NOT_HASHED:
+        same = {(table, key) for (table, key), meant in NEWER.items() if tree[table][key] == meant}
+        for table, key in NOT_HASHED | same:
             del tree[table][key]
         return {"study": tree, "plugins": self.plugins(), "numerics": self.numerics()}
 

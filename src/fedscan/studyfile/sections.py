@@ -134,10 +134,14 @@ class Run(Table):
 
 
 class Scores(Table):
-    """How masks are scored: mm of tolerance per label for surface Dice, and the definition of HD95."""
+    """How masks are scored: mm of tolerance per label for surface Dice, and the definition of HD95.
+
+    penalty   "image_diagonal": what HD95 is where one of the two masks is empty; nothing: it is undefined there
+    """
 
     tolerance: Mapping[str, Positive] = Field(default_factory=dict)
     hd95: Literal["hd95", "hd95_pooled", "hd95_area"] = "hd95"
+    penalty: Literal["image_diagonal"] | None = None
 
 
 def of_dataclass(name: str, described: Any, limits: Mapping[str, Any], without: Sequence[str] = ()) -> type[Table]:
@@ -192,12 +196,13 @@ def writable(kind: Any) -> bool:
 
 
 _above, _at_least, _whole = Field(gt=0), Field(ge=0), Field(ge=1)
+LARGEST = 1_000_000  # of a rate: far beyond any that learns, and far below what float32 holds
 Train = of_dataclass(
     "Train",
     Step,
     {
-        "lr": _above, "momentum": Field(ge=0, lt=1), "weight_decay": _at_least, "epochs": _whole, "batch": _whole,
-        "accumulate": _whole, "clip": _above,
+        "lr": Field(gt=0, le=LARGEST), "momentum": Field(ge=0, lt=1), "weight_decay": Field(ge=0, le=LARGEST),
+        "epochs": _whole, "batch": _whole, "accumulate": _whole, "clip": _above,
     },
 )  # fmt: skip
 Train = create_model("Train", __base__=Train, rounds=(Whole, 10))

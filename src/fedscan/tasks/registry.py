@@ -14,7 +14,7 @@ from fedscan.tasks.segmentation import Segmentation
 
 GROUP = "fedscan.tasks"
 # What a task is made from, by the study and its data; all else in its function's signature is for [task] to set.
-GIVEN = ("networks", "labels", "classes", "window", "tolerance", "hd95")
+GIVEN = ("networks", "labels", "classes", "window", "tolerance", "hd95", "penalty")
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,8 @@ class TaskCard:
     """A task's name, the function that makes it, and the package it comes from.
 
     ``make(networks, labels, classes, window, tolerance, hd95, **options)`` gives a ``fedscan.site.Task``; what these
-    are is said in ``Segmentation``. A study that is to segment new scans needs a task with ``predict`` as well.
+    are is said in ``Segmentation``. A study that is to segment new scans needs a task with ``predict`` as well. A task
+    may take ``penalty`` too; a study that sets it is refused by a task that does not.
     """
 
     name: str
@@ -43,13 +44,14 @@ def segmentation(
     window: tuple[int, ...] | None,
     tolerance: Mapping[str, float],
     hd95: str,
+    penalty: str | None = None,
     **loss: Any,
 ) -> Segmentation:
     """Every voxel gets a class: Dice and cross-entropy, scored by Dice, HD95 and volumes per label.
 
     ``loss`` are options of ``dice_cross_entropy``.
     """
-    return Segmentation(networks, labels, classes, loss, window, tolerance, hd95)
+    return Segmentation(networks, labels, classes, loss, window, tolerance, hd95, penalty)
 
 
 def tasks() -> dict[str, TaskCard]:

@@ -25,6 +25,7 @@ class Segmentation:
     loss_of    options of ``dice_cross_entropy``
     window     side lengths of the sliding window with which cases larger than it are predicted; None: whole cases
     tolerance  mm per label for surface Dice; hd95 is the name of the definition to use
+    penalty    "image_diagonal": what HD95 is in the scores where one mask is empty; None: undefined
     """
 
     networks: Mapping[str, Callable[[], nn.Module]]
@@ -34,6 +35,7 @@ class Segmentation:
     window: tuple[int, ...] | None = None
     tolerance: Mapping[str, float] = field(default_factory=dict)
     hd95: str = "hd95"
+    penalty: str | None = None
 
     def outputs(self, model: nn.Module, batch: Batch) -> Outputs:
         """One forward pass: logits (B, classes, *grid)."""
@@ -61,7 +63,7 @@ class Segmentation:
     def scores(self, model: nn.Module, split: Split, site: str, final: bool) -> Rows:
         """Dice of every label of every case; at the end, all metrics."""
         rows: Rows = []
-        for i, (found, info) in enumerate(self._scored(model, split, None if final else ("dice",), None)):
+        for i, (found, info) in enumerate(self._scored(model, split, None if final else ("dice",), self.penalty)):
             where = getattr(info, "site", "") or site
             for label, values in found.items():
                 rows += [[split.names[i], split.subjects[i], where, label, m, v] for m, v in values.items()]
