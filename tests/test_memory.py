@@ -203,13 +203,15 @@ def test_the_secret_stream_is_not_what_the_study_would_give(tmp_path: Path) -> N
     study = toy.study(averaging(), names=("cairo",))
     disk = SiteDisk(tmp_path)
     s = toy_site(study, lambda: disk.key)
-    drawn = torch.rand(4, generator=s.secret("noise"))
-    guesses = [s.stream("noise"), toy_site(study, bytes).secret("noise"), torch.Generator().manual_seed(study.seed)]
-    guesses.append(torch.Generator().manual_seed(seed_of(study.seed, "cairo", 1, 0, "noise")))
-    guesses += [toy_site(study, lambda: SiteDisk(tmp_path / "other").key).secret("noise"), s.secret("masks")]
-    assert not any(torch.equal(drawn, torch.rand(4, generator=g)) for g in guesses)
+    drawn = s.secret("noise").uniform(4)
+    others = [toy_site(study, bytes), toy_site(study, lambda: SiteDisk(tmp_path / "other").key)]
+    guesses = [s.secret("masks"), s.secret("noise"), *(other.secret("noise") for other in others)]
+    assert not any(torch.equal(drawn, guess.uniform(4)) for guess in guesses)
+    for seed in (study.seed, seed_of(study.seed, "cairo", 1, 0, "noise")):
+        generator = torch.Generator().manual_seed(seed)
+        assert not torch.equal(drawn, torch.rand(4, generator=generator, dtype=torch.float64))
     again = toy_site(study, lambda: SiteDisk(tmp_path).key)
-    assert torch.equal(drawn, torch.rand(4, generator=again.secret("noise")))
+    assert torch.equal(drawn, again.secret("noise").uniform(4))
 
 
 def toy_site(study: Any, key: Any) -> Any:

@@ -1,5 +1,7 @@
 """What one party may do to another, and is not let: sites, methods and files that are not as they should be."""
 
+import hashlib
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +15,8 @@ import toy
 from fedscan.averaging import averaging, plain_train
 from fedscan.method import Message, Method, Tree, answer, receive
 from fedscan.run import run
-from fedscan.site import Site
+from fedscan.secret import BLOCK, Secret
+from fedscan.site import Site, seed_of
 
 torch.set_num_threads(1)
 
@@ -70,3 +73,41 @@ def asking(*names: str) -> Method:
 def test_two_questions_of_one_name_are_refused(names: tuple[str, ...], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         toy.study(asking(*names))
+
+
+# -- secrets -----------------------------------------------------------------------------------------------------------
+
+
+def test_two_keys_that_one_seed_of_32_bits_stands_for_give_other_numbers() -> None:
+    """A search for two keys whose seeds are alike in their low 32 bits takes seconds; so would one for a site's key."""
+    seeds: dict[int, bytes] = {}
+    for i in itertools.count():
+        key = i.to_bytes(32, "little")
+        low = seed_of(f"{key.hex()}/1/0/noise") & 0xFFFFFFFF
+        if low in seeds:
+            break
+        seeds[low] = key
+    one, two = (seed_of(f"{k.hex()}/1/0/noise") for k in (key, seeds[low]))
+    assert one != two
+    assert torch.equal(*(torch.rand(9, generator=torch.Generator().manual_seed(seed)) for seed in (one, two)))
+    for draw in (Secret.uniform, Secret.normal, Secret.bits):
+        assert not torch.equal(draw(Secret(key, 1, 0, "noise"), 9), draw(Secret(seeds[low], 1, 0, "noise"), 9))
+
+
+def test_secret_numbers_are_shake_256_of_key_label_call_and_block() -> None:
+    text = (32).to_bytes(8, "little") + b"k" * 32 + b'["cairo", 1, 0, "noise", %d, %d]'
+    s = Secret(b"k" * 32, "cairo", 1, 0, "noise")
+    assert bytes(s.bits(5).numpy()) == hashlib.shake_256(text % (0, 0)).digest(5)
+    whole = hashlib.shake_256(text % (1, 0)).digest(BLOCK) + hashlib.shake_256(text % (1, 1)).digest(8)
+    assert bytes(s.bits(BLOCK // 4 + 2, dtype=torch.int32).numpy()) == whole
+
+
+def test_secret_numbers_are_spread_as_they_should_be() -> None:
+    s = Secret(b"k" * 32, "spread")
+    n, u, bits = s.normal(99_999).double(), s.uniform(100_000), s.bits(100_000, dtype=torch.int8).double()
+    assert [n.mean(), n.var(), (n**3).mean(), (n**4).mean()] == pytest.approx([0, 1, 0, 3], abs=0.05)
+    assert [u.mean(), u.var() * 12, bits.mean() / 256] == pytest.approx([0.5, 1, -0.5 / 256], abs=0.01)
+    assert (u.min() >= 0, u.max() < 1, bits.min(), bits.max()) == (True, True, -128, 127)
+    assert s.normal(3, 0, 2).shape == s.bits(3, 0, 2).shape == (3, 0, 2)
+    with pytest.raises(ValueError, match="whole numbers"):
+        s.bits(3, dtype=torch.float32)

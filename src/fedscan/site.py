@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fedscan.schema import Weights, weights_of
+from fedscan.secret import Secret
 from fedscan.spec import Refused
 from fedscan.step import Step
 
@@ -120,6 +121,7 @@ class Site:
     rounds: int = 1
     call: int = 0
     key: Callable[[], bytes] = bytes  # reads the site's own secret from its disk
+    _secrets: dict[str, Secret] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def train(self) -> Split:
@@ -153,10 +155,14 @@ class Site:
         """Draws the augmentation of the cases, and nothing else."""
         return self.stream("augmentation")
 
-    def secret(self, stream: str) -> torch.Generator:
-        """A generator that the server cannot guess: for noise, masks and keys. Keyed by a secret on the site's disk."""
-        text = f"{self.key().hex()}/{self.round}/{self.call}/{stream}"
-        return torch.Generator().manual_seed(seed_of(text))
+    def secret(self, name: str) -> Secret:
+        """Numbers that the server cannot guess, for noise, masks and keys; of their own for each ``name`` and answer.
+
+        They come from a secret on the site's disk. Asked for again in one answer, the stream goes on.
+        """
+        if name not in self._secrets:
+            self._secrets[name] = Secret(self.key(), self.name, self.round, self.call, name)
+        return self._secrets[name]
 
     def batches(self, epochs: int | None = None) -> Iterator[Batch]:
         """The site's training cases in batches, ``epochs`` times over (default: the study's local epochs)."""
