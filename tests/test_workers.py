@@ -1,13 +1,17 @@
 """Worker processes give the same bits as one process, and one that dies loses nothing."""
 
 import os
+import re
 import signal
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
 from fedscan.averaging import averaging
-from fedscan.engines.workers import WorkerDied, Workers
+from fedscan.cli.common import said
+from fedscan.engines.workers import WorkerDied, WorkerFailed, Workers
 from fedscan.method import Message, Method, Tree, answer
 from fedscan.run import run
 from fedscan.site import Site
@@ -69,3 +73,26 @@ def test_an_error_at_a_site_is_told_in_one_sentence(tmp_path: Path) -> None:
     plan = study(averaging(train=lambda site, model, message: 1 / 0))  # type: ignore[arg-type,return-value]
     with pytest.raises(RuntimeError, match=r"(amsterdam|bergen), round 1, learn: ZeroDivisionError"):
         run(plan, tmp_path / "run", engine=lambda s, f: Workers(s, f, 2))
+
+
+def test_what_is_a_sentence_in_one_process_is_one_with_workers(tmp_path: Path) -> None:
+    """What the user reads does not depend on the number of processes."""
+
+    def bad(site: Site, model: nn.Module, message: Message) -> Tree:
+        raise ValueError("the labels lie: mend them")
+
+    plan = study(averaging(train=bad))
+    with pytest.raises(WorkerFailed) as caught:
+        run(plan, tmp_path / "run", engine=lambda s, f: Workers(s, f, 2))
+    code, sentence = said(caught.value)
+    assert code == 2
+    assert re.fullmatch(r"(amsterdam|bergen), round 1, learn: the labels lie: mend them", sentence)
+
+
+def test_a_worker_whose_memory_is_full_says_what_to_lower(tmp_path: Path) -> None:
+    def greedy(site: Site, model: nn.Module, message: Message) -> Tree:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(WorkerFailed) as caught:
+        run(study(averaging(train=greedy)), tmp_path / "run", engine=lambda s, f: Workers(s, f, 2))
+    assert "lower train.batch" in said(caught.value)[1]

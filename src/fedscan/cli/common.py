@@ -33,12 +33,15 @@ def outcome(app: Callable[..., Any], arguments: list[str]) -> int:
 
 def said(error: Exception) -> tuple[int, str]:
     """The exit code and the sentence for an error; no sentence for one that is a fault of fedscan's own."""
-    kinds = {kind.__name__ for kind in type(error).__mro__}
+    kinds = {kind.__name__ for kind in type(error).__mro__} | set(getattr(error, "kinds", ()))  # those of a worker's
     text = " ".join(str(error).split()) or type(error).__name__
     if "Absent" in kinds:
         return 3, f"The run has stopped: {text}. Nothing is lost; go on with --resume when the sites are back."
     if kinds & {"Problem", "ValueError", "Diverged", "Damaged"}:
         return 2, text
+    if "DiskFull" in kinds:
+        again = rerun("--resume") if sys.argv[1:2] == ["run"] else rerun()
+        return 3, f"{text}, and the run goes on with: {again}"
     if "WorkerDied" in kinds:
         return 3, f"The run has stopped: {text}. Go on with --resume."
     if "OutOfMemoryError" in kinds:

@@ -20,9 +20,8 @@ import torch
 
 from fedscan import wire
 from fedscan.engines.local import Computed, Local, put_down
-from fedscan.memory import Base, Receipt, SiteDisk
+from fedscan.memory import Base, Damaged, Receipt, SiteDisk
 from fedscan.recorded import Answer, Letter
-from fedscan.spec import Refused
 from fedscan.study import Study, Turn
 from fedscan.wire import Parcel
 
@@ -31,6 +30,14 @@ PIPE_BYTES = 1 << 20  # an answer and a memory up to this size take the pipe: fi
 
 class WorkerDied(RuntimeError):
     """A worker process ended before it answered. Nothing is lost: the run can be resumed."""
+
+
+class WorkerFailed(RuntimeError):
+    """An answer ended in an error in a worker. ``kinds`` are the names of its class and of those it inherits from."""
+
+    def __init__(self, text: str, kinds: Sequence[str]) -> None:
+        super().__init__(text)
+        self.kinds = tuple(kinds)
 
 
 class Workers:
@@ -151,7 +158,8 @@ class Workers:
                 "(out of memory, or killed); nothing is lost: go on with --resume, with fewer workers if it was memory"
             ) from e
         if "error" in slip:
-            raise RuntimeError(f"{letter.turn.site}, round {letter.turn.round}, {letter.question}: {slip['error']}")
+            where = f"{letter.turn.site}, round {letter.turn.round}, {letter.question}"
+            raise WorkerFailed(f"{where}: {slip['error']}", slip["kinds"])
         self._hand_out()
         file = Path(slip.pop("file")) if slip["file"] else slip.pop("file") or None
         answer = Answer(**{**slip, "turn": Turn(*slip["turn"]), "file": file})
@@ -209,10 +217,10 @@ def work(pipe: "Connection[Any, Any]", desk: Local) -> None:
             answer = desk.answer(letter)
             parts = through_the_pipe(desk, answer)
             reply = {**asdict(replace(answer, reply=None)), "file": str(answer.file or ""), "parts": len(parts)}
-        except Refused as e:
-            parts, reply = [], {"error": str(e)}
         except Exception as e:  # a fault of a method or of a file: the parent stops the run and says which
-            parts, reply = [], {"error": f"{type(e).__name__}: {e}"}
+            kinds = [kind.__name__ for kind in type(e).__mro__]
+            text = str(e) if "ValueError" in kinds or isinstance(e, Damaged) else f"{type(e).__name__}: {e}"
+            parts, reply = [], {"error": text, "kinds": kinds}
         pipe.send_bytes(json.dumps(reply).encode())
         for part in parts:
             pipe.send_bytes(part)
