@@ -7,16 +7,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import nibabel
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import toy
 from fedscan.averaging import averaging, plain_train
+from fedscan.data import cache as store
+from fedscan.launch import How, describe
 from fedscan.method import Message, Method, Tree, answer, receive
-from fedscan.run import run
+from fedscan.run import Problem, run
 from fedscan.secret import BLOCK, Secret
 from fedscan.site import Site, seed_of
+from fedscan.studyfile import build, load, read_cases
+from tinystudy import write_study
 
 torch.set_num_threads(1)
 
@@ -111,3 +117,37 @@ def test_secret_numbers_are_spread_as_they_should_be() -> None:
     assert s.normal(3, 0, 2).shape == s.bits(3, 0, 2).shape == (3, 0, 2)
     with pytest.raises(ValueError, match="whole numbers"):
         s.bits(3, dtype=torch.float32)
+
+
+# -- cases -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("what", ["t1", "label"])
+def test_a_run_is_not_gone_on_with_once_a_voxel_has_changed(what: str, tmp_path: Path) -> None:
+    file = load(write_study(tmp_path))
+    how = How(cache=tmp_path / "cache", resume=True, report=False)
+    cases = read_cases(file, how.cache)
+    describe(file, cases, build(file, cases), tmp_path / "run", how)
+    describe(file, read_cases(file, how.cache), build(file, cases), tmp_path / "run", how)
+    path = tmp_path / "scans" / f"east0_{what}.nii"
+    image: Any = nibabel.load(path)
+    voxels = np.asarray(image.dataobj).copy()
+    voxels[0, 0, 0] += 1
+    nibabel.save(nibabel.Nifti1Image(voxels, image.affine), path)
+    with pytest.raises(Problem, match="the cases have changed since the run in"):
+        describe(file, read_cases(file, how.cache), build(file, cases), tmp_path / "run", how)
+
+
+def test_no_scan_is_hashed_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[Path] = []
+    digest = store._digest
+    monkeypatch.setattr(store, "_digest", lambda path: hashed.append(path) or digest(path))
+    file = load(write_study(tmp_path))
+    for _ in range(2):
+        cases = read_cases(file, tmp_path / "cache")
+        scans = [path for path in hashed if path.suffix == ".nii"]
+        assert len(scans) == len(set(scans)) == 20
+    assert (
+        cases.facts()["files"]["west3"][1]
+        == hashlib.sha256((tmp_path / "scans" / "west3_label.nii").read_bytes()).hexdigest()
+    )

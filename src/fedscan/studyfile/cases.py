@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from fedscan.data.cache import hash_of
 from fedscan.data.check import Catalogue, check
 from fedscan.data.manifest import read_manifest
 from fedscan.data.partition import SPLITS, partition, split
@@ -35,6 +36,7 @@ class Cases:
     of         each site's prepared cases by split, sites in name order
     rows       expected, used and left-out cases of each site
     notes      what a reader of the results must know first
+    files      the SHA-256 of each file that a case is read from: its sequences and its labels, None where it lacks one
     """
 
     sequences: tuple[str, ...]
@@ -43,6 +45,7 @@ class Cases:
     of: Mapping[str, Mapping[str, tuple[Prepared, ...]]]
     rows: tuple[SiteRow, ...]
     notes: tuple[str, ...] = ()
+    files: Mapping[str, Sequence[str | None]] = field(default_factory=dict)
 
     @property
     def sites(self) -> tuple[str, ...]:
@@ -50,12 +53,13 @@ class Cases:
         return tuple(sorted(self.of))
 
     def facts(self) -> dict[str, Any]:
-        """What the data add to the study: channels, labels, and which case is in which split of which site."""
+        """What the data add to the study: channels, labels, which case is in which split of which site, every file."""
         splits = {
             site: {name: [case.name for case in cases] for name, cases in self.of[site].items()} for site in self.sites
         }
         labels = {k: v if isinstance(v, int) else list(v) for k, v in self.labels.items()}
-        return {"sequences": list(self.sequences), "labels": labels, "splits": splits}
+        files = {name: list(self.files[name]) for name in sorted(self.files)}
+        return {"sequences": list(self.sequences), "labels": labels, "splits": splits, "files": files}
 
 
 @dataclass
@@ -114,7 +118,14 @@ def read_cases(file: StudyFile, cache: Path | None = None, tell: Tell = silent) 
     tell("preparing cases", len(catalogue.used), len(catalogue.used))
     hold_to_limit(file, catalogue, len(ready), left)
     kept = dealt(file, [case for case in catalogue.used if case.name in ready], sequences)
-    return divided(file, kept, ready, left, manifest, (sequences, labels, recipe), notes, about)
+    files = {case.name: hashes(case, sequences, cache / "cases") for case in kept}
+    return replace(divided(file, kept, ready, left, manifest, (sequences, labels, recipe), notes, about), files=files)
+
+
+def hashes(case: Case, sequences: Sequence[str], cache: Path) -> list[str | None]:
+    """The SHA-256 of the files that a case is read from; noted in the cache when the case was prepared."""
+    paths = [*(case.images.get(sequence) for sequence in sequences), case.label]
+    return [None if path is None else hash_of(path, cache) for path in paths]
 
 
 def listed(file: StudyFile, cache: Path) -> tuple[Manifest, tuple[str, ...], dict[str, str]]:
