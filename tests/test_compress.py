@@ -3,6 +3,7 @@
 import math
 import random
 import tracemalloc
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -160,6 +161,86 @@ def test_largest_is_exact_on_long_leaves_of_any_shape(shape: str) -> None:
         assert np.array_equal(largest(x, k), by_sorting(x, k))
 
 
+# -- a threshold -----------------------------------------------------------------------------------------------------
+
+
+def test_what_is_above_the_threshold_is_sent() -> None:
+    """By hand: |0.5|, |-0.2| and |-0.1001| are above 0.1; 0.1 itself waits, and goes when as much again is added."""
+    codec = Codec(bits=32, threshold=0.1)
+    new = Weights({"w": torch.tensor([0.5, -0.2, 0.1, 0.0, -0.1001]), "none": torch.zeros(0, 3)})
+    message, rest = codec.encode(new)
+    assert torch.equal(codec.decode(message, new.schema)["w"], torch.tensor([0.5, -0.2, 0.0, 0.0, -0.1001]))
+    assert torch.equal(rest["w"], torch.tensor([0.0, 0.0, 0.1, 0.0, 0.0]))
+    small = Weights({"w": torch.tensor([0.05, 0.0, 0.05, 0.0, 0.0]), "none": torch.zeros(0, 3)})
+    message, rest = codec.encode(small, rest)
+    assert torch.equal(codec.decode(message, new.schema)["w"], torch.tensor([0.0, 0.0, 0.15, 0.0, 0.0]))
+    assert torch.equal(rest["w"], torch.tensor([0.05, 0.0, 0.0, 0.0, 0.0]))
+
+
+@pytest.mark.parametrize("threshold", [0.0, 1e-50, 0.003, 0.1, 1e6, 1e39])
+@pytest.mark.parametrize("bits", [8, 16, 32])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_threshold_by_numpy(threshold: float, bits: int, dtype: torch.dtype) -> None:
+    """Sent is a part of what is above the threshold (with 32 bits, all of it); what is not stays, to the bit."""
+    codec, residual = Codec(bits=bits, threshold=threshold), None
+    for turn in range(3):
+        new = update(turn, dtype)
+        due = {k: v.float() + (residual[k] if residual else 0.0) for k, v in learned(new).items()}
+        message, residual = codec.encode(new, residual)
+        assert len(message) <= codec.bound(new.schema) + codec.bound(new.schema) // 256 + 64
+        decoded = codec.decode(message, new.schema)
+        assert torch.equal(decoded["var"], new["var"])
+        for name, leaf in due.items():
+            sent, large = (
+                decoded[name].float(),
+                np.abs(leaf.numpy().astype(np.float64)) > np.float32(min(threshold, 3e38)),
+            )
+            assert torch.equal(residual[name], leaf - sent)
+            assert not (sent.numpy() != 0)[~large].any()
+            if bits == 32:
+                assert np.array_equal(sent.numpy() != 0, large)
+
+
+def test_a_fraction_caps_what_is_above_the_threshold() -> None:
+    new = Weights({"w": torch.arange(100.0)})
+    for threshold, expected in ((49.0, 10), (94.0, 5), (100.0, 0)):
+        codec = Codec(0.1, 32, threshold=threshold)
+        sent = codec.decode(codec.encode(new)[0], new.schema)["w"]
+        assert torch.equal(sent.nonzero().flatten(), torch.arange(100 - expected, 100))
+
+
+def test_no_count_above_a_threshold_is_believed() -> None:
+    """The sender decides how many entries it sends; the receiver, how many there can be, and so how many bytes."""
+    codec = Codec(threshold=50.0)
+    message = codec.encode(Weights({"w": torch.arange(100.0)}))[0]
+    assert codec.bound(W) == HEADER + 4 + 4 + 100 + 100 + 0  # count, scale, values, gaps, no long gaps
+    assert torch.count_nonzero(codec.decode(message, W)["w"]) == 49
+    lies = [
+        (body_of(("<u4", 101), ("<f4", 1), ("i1", [1] * 101), ("u1", [0] * 101)), "claims|has 101 entries"),
+        (body_of(("<u4", 2**32 - 1), ("<f4", 1)), "has 4294967295 entries where at most 100"),
+        (body_of(("<u4", 2), ("<f4", 1), ("i1", [1, 1]), ("u1", [0])), "does not hold 2 indices"),
+        (body_of(("<u4", 1), ("<f4", 1), ("i1", [1]), ("u1", [100])), "beyond its 100 entries"),
+        (bomb(10**9), "claims 1000000000 bytes where at most"),
+    ]
+    for spoil, says in lies:
+        with pytest.raises(ValueError, match=says):
+            codec.decode(spoil(message), W)
+    for other in (Codec(), Codec(threshold=51.0)):
+        with pytest.raises(ValueError, match="other settings"):
+            other.decode(message, W)
+
+
+def test_messages_without_a_threshold_are_as_they_were() -> None:
+    """Their checksum is of the settings that there were before: a run that was begun then can go on."""
+    leaves = [("w", (100,), "torch.float32", "parameter")]
+    for codec, said in ((Codec(0.05), (0.05, 8, 4096, 32)), (Codec(1.0, 16, 0, 16), (1.0, 16, 0, 16))):
+        head = codec.encode(Weights({"w": torch.arange(100.0)}))[0][:HEADER].numpy().tobytes()
+        assert head == b"fsc1" + zlib.crc32(repr((said, leaves)).encode()).to_bytes(4, "little")
+
+
+# -- statistics, bounds, memory --------------------------------------------------------------------------------------
+
+
 def test_a_statistic_has_no_feedback_and_may_travel_in_16_bits() -> None:
     new = update(0)
     codec = Codec(0.1, statistics=16)
@@ -288,7 +369,8 @@ def mutate(body: bytearray, dice: random.Random) -> bytearray:
 def test_two_thousand_mutated_messages() -> None:
     """Each gives finite leaves of the schema or one ValueError with a sentence, in little memory."""
     new = update(0, n=3000)
-    cases = [(c, c.encode(new)[0]) for c in (Codec(0.05), Codec(0.2, 16), Codec(0.3, 32), Codec(), Codec(1.0, 32))]
+    codecs = (Codec(0.05), Codec(0.2, 16), Codec(0.3, 32), Codec(), Codec(1.0, 32), Codec(threshold=0.01))
+    cases = [(c, c.encode(new)[0]) for c in codecs]
     dense = sum(leaf.nbytes for leaf in new.schema.values())
     dice, refused = random.Random(0), list[str]()
     tracemalloc.start()
@@ -404,6 +486,8 @@ def test_values_that_are_not_finite_are_refused_before_anything_is_written() -> 
         (lambda: Codec(1.0, 7), "bits must be 8, 16 or 32, not 7"),
         (lambda: Codec(block=-1), "block must be"),
         (lambda: Codec(statistics=8), "statistics must be"),
+        (lambda: Codec(threshold=-0.1), "threshold must be 0 or more"),
+        (lambda: Codec(threshold=math.nan), "threshold must be 0 or more"),
         (
             lambda: Codec().encode(Weights({"w": torch.zeros(3)}), Weights({"w": torch.zeros(4)})),
             "residual of leaf 'w'",

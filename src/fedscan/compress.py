@@ -1,4 +1,4 @@
-"""Updates become few bytes and updates again: the largest entries, in 8 or 16 bits, with error feedback.
+"""Updates become few bytes and updates again: the largest entries, or all above a threshold, in 8 or 16 bits.
 
 Only parameters are thinned and rounded, because what is held back of them is sent later (error feedback, Seide et al.,
 Interspeech 2014; Stich et al., NeurIPS 2018). A statistic is measured anew each round, so a held-back rest would count
@@ -46,7 +46,8 @@ class Codec:
     """The settings that site and server share.
 
     ``fraction`` of each parameter leaf's entries is sent, at least one: max(1, round(fraction * n)); 1.0 sends all of
-    them, without indices. ``bits`` of a value: 8 or 16 (symmetric, one float32 scale for a thinned leaf and for every
+    them, without indices. With a ``threshold``, only entries of a larger magnitude are sent, at most that fraction of
+    them and maybe none. ``bits`` of a value: 8 or 16 (symmetric, one float32 scale for a thinned leaf and for every
     ``block`` entries of a whole one; block 0: one a leaf) or 32 (float32 as it is). ``statistics``: 32 sends them in
     their own dtype, 16 as bfloat16. ValueError for other values.
     """
@@ -55,6 +56,7 @@ class Codec:
     bits: int = 8
     block: int = 4096
     statistics: int = 32
+    threshold: float | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.fraction <= 1:
@@ -65,6 +67,8 @@ class Codec:
             raise ValueError(f"block must be 0 (one scale a leaf) or more, not {self.block}")
         if self.statistics not in (16, 32):
             raise ValueError(f"statistics must be 16 or 32 bits, not {self.statistics}")
+        if self.threshold is not None and not 0 <= self.threshold < math.inf:
+            raise ValueError(f"threshold must be 0 or more, and finite, not {self.threshold}")
 
     @torch.no_grad()
     def encode(
@@ -89,11 +93,10 @@ class Codec:
             if leaf.kind is not Kind.PARAMETER:
                 whole.append(_bytes(update[name].to(self._travels(leaf))))
                 continue
-            keep = self._keep(leaf)
             rest = _rest(update[name], held.get(name), None if out is None else out[name])
             kept[name], flat = rest.view(leaf.shape), rest.numpy()
-            if keep < leaf.numel:
-                at = largest(flat, keep)
+            if self._thin(leaf):
+                at = self._chosen(flat, keep := self._keep(leaf))
                 q, scale, sent = quantise(flat[at], self.bits, keep, leaf.dtype, dice)
                 flat[at] -= sent
                 at, q = at[q != 0], q[q != 0]
@@ -126,7 +129,7 @@ class Codec:
         read = _Reader(_unpack(message, self._stamp(schema), self.bound(schema) - HEADER))
         leaves = sorted(schema.items())
         learned = {k: leaf for k, leaf in leaves if leaf.kind is Kind.PARAMETER}
-        thin = {k: leaf for k, leaf in learned.items() if self._keep(leaf) < leaf.numel}
+        thin = {k: leaf for k, leaf in learned.items() if self._thin(leaf)}
         count = read.counts({k: self._keep(leaf) for k, leaf in thin.items()})
         scales = {k: read.scales(self._scales(leaf), leaf.dtype, self.bits) for k, leaf in learned.items()}
         values = read.values({k: (count.get(k, leaf.numel), leaf.dtype) for k, leaf in learned.items()}, self.bits)
@@ -155,12 +158,23 @@ class Codec:
                 continue
             n, keep = leaf.numel, self._keep(leaf)
             size += keep * self.bits // 8 + 4 * self._scales(leaf)
-            if keep < n:
+            if self._thin(leaf):
                 size += 4 + keep + n // 255
         return size
 
+    def _thin(self, leaf: Leaf) -> bool:
+        """Whether a parameter leaf is sent as some of its entries, with their indices."""
+        return leaf.numel > 0 and (self.threshold is not None or self._keep(leaf) < leaf.numel)
+
+    def _chosen(self, x: Floats, most: int) -> Ints:
+        """The ascending indices of the entries of x (n,) that are sent: the largest, or those above the threshold."""
+        if self.threshold is None:
+            return largest(x, most)
+        at = above(x, self.threshold)
+        return at if len(at) <= most else largest(x, most)
+
     def _keep(self, leaf: Leaf) -> int:
-        """How many entries of a parameter leaf are sent."""
+        """How many entries of a parameter leaf are sent; with a threshold, the most that can be."""
         if not leaf.dtype.is_floating_point:
             raise ValueError(f"a parameter of {leaf.dtype} cannot be compressed")
         return min(leaf.numel, max(1, round(self.fraction * leaf.numel)))
@@ -169,7 +183,7 @@ class Codec:
         """How many scales a parameter leaf has."""
         if self.bits == 32:
             return 0
-        return 1 if self._keep(leaf) < leaf.numel else math.ceil(leaf.numel / self._block(leaf))
+        return 1 if self._thin(leaf) else math.ceil(leaf.numel / self._block(leaf))
 
     def _block(self, leaf: Leaf) -> int:
         """How many entries of a leaf that is sent whole share a scale."""
@@ -186,7 +200,8 @@ class Codec:
 
     def _stamp(self, schema: Schema) -> bytes:
         leaves = [(k, leaf.shape, str(leaf.dtype), str(leaf.kind)) for k, leaf in sorted(schema.items())]
-        return zlib.crc32(repr((astuple(self), leaves)).encode()).to_bytes(4, "little")
+        settings = astuple(self) if self.threshold is not None else astuple(self)[:-1]  # as before there was one
+        return zlib.crc32(repr((settings, leaves)).encode()).to_bytes(4, "little")
 
 
 def largest(x: Floats, k: int) -> Ints:
@@ -215,6 +230,13 @@ def largest(x: Floats, k: int) -> Ints:
     keep[np.flatnonzero(size == last)[: k - np.count_nonzero(keep)]] = True
     kept: Ints = at[keep]
     return kept
+
+
+def above(x: Floats, threshold: float) -> Ints:
+    """The ascending indices of all magnitudes of x (n,) above the threshold, taken as float32; zeros never."""
+    with np.errstate(over="ignore"):  # above the largest float32 there is nothing
+        least = np.nextafter(np.float32(min(threshold, float(np.finfo(np.float32).max))), np.float32(np.inf))
+    return _at_least(x, least)
 
 
 def _at_least(x: Floats, threshold: np.float32) -> Ints:

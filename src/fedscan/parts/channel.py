@@ -4,9 +4,9 @@ A channel remembers what coding lost (error feedback): ``encode`` is given that 
 The decoder is given the schema that both sides know and believes no size in the message.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from fedscan.schema import Schema, Weights
 from fedscan.spec import Blob, Leaves, Refused, Spec
 
 Rest = Weights | None
+Above = Mapping[Literal["above"], float]  # a threshold: what is larger travels
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,15 @@ class Coded(Blob):
             raise Refused(f"{where} cannot be decoded: {e}") from e
 
 
-def sparse(fraction: float = 0.1, bits: int = 8, feedback: bool = True) -> Channel:
+def codec(fraction: float | Above, bits: int) -> Codec:
+    """The codec of these settings: the largest entries up to a fraction, or all ``{"above": threshold}``."""
+    return Codec(bits=bits, threshold=fraction["above"]) if isinstance(fraction, Mapping) else Codec(fraction, bits)
+
+
+def sparse(fraction: float | Above = 0.1, bits: int = 8, feedback: bool = True) -> Channel:
     """The largest ``fraction`` of each parameter's entries, quantised to ``bits`` (8, 16 or 32).
+
+    With ``{"above": threshold}`` for a fraction, all entries of a larger magnitude, be they many or none.
 
     With feedback, what sparsifying and quantising lost is kept at the sender and added to its next update, and values
     are rounded to the nearest step; without, they are rounded at random, so that the mean is right. Running statistics
@@ -64,20 +72,20 @@ def sparse(fraction: float = 0.1, bits: int = 8, feedback: bool = True) -> Chann
     """
     if fraction == 1 and bits == 32:
         return whole
-    codec = Codec(fraction, bits)
+    made = codec(fraction, bits)
 
     def encode(update: Weights, rest: Rest, draw: torch.Generator) -> tuple[Any, Rest]:
         try:
-            blob, lost = codec.encode(update, rest, rng=None if feedback else draw)
+            blob, lost = made.encode(update, rest, rng=None if feedback else draw)
         except ValueError as e:
             raise Refused(f"the update cannot be sent: {e}") from e
         return blob, lost if feedback else None
 
     def gives(schema: Schema) -> Spec:
-        most = codec.bound(schema)
-        return Coded(most + most // 256 + 512, lambda blob: codec.decode(blob, schema))  # zstd's own worst case
+        most = made.bound(schema)
+        return Coded(most + most // 256 + 512, lambda blob: made.decode(blob, schema))  # zstd's own worst case
 
-    return Channel(encode, codec.decode, gives)
+    return Channel(encode, made.decode, gives)
 
 
 def after(change: Callable[[Weights], Weights], channel: Channel) -> Channel:
