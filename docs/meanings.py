@@ -157,6 +157,12 @@ METHOD = {
     "clients": "hospitals per round, drawn anew each round; all, where nothing is said",
     ("fedavg", "weights"): "a hospital counts by its training cases, or all count the same",
     "mu": "strength of the pull towards the model that was received; 0 is FedAvg",
+    "stragglers": "the share of a round's hospitals, drawn anew, that do only a part of their work; the paper has 0, 0.5 "
+    "and 0.9",
+    "work": "the part of the local epochs that a hospital does in every round, as `Alder = 0.25`; all, where nothing is "
+    "said",
+    "unit": "whether a part of the work is rounded up to whole epochs, as in the paper, or to batches",
+    "late": "whether the part that stragglers did is kept, or they are left out, as the paper's FedAvg does",
     "norms": "which normalisation layers stay at home: all, or batch normalisation alone, of which the paper speaks",
     "eta": "the server's learning rate",
     ("fedsegnet", "eta"): 'the server\'s learning rate, with `server = "adam"`',
@@ -167,7 +173,8 @@ METHOD = {
     "beta2": "decay of the second moment",
     "tau": "added below the fraction: how far the server adapts its rate per entry",
     "order": "in which hospitals are visited: their own, or drawn anew each round",
-    "aggregation": "all factors of the weights, the divergence alone (eq. 17), or cases alone (eq. 13)",
+    "aggregation": "all factors of the weights; all, with the quality that the other hospitals find; the divergence "
+    "alone (eq. 17); or cases alone (eq. 13)",
     "a": "how much of a hospital's quality is Dice; the rest is exp(-HD95 / h)",
     "h": "mm of HD95 at which that part of quality has fallen to 1/e",
     "alpha": "weight of quality; 0 leaves it out",
@@ -178,7 +185,8 @@ METHOD = {
     "w_min": "the least share a hospital may have",
     "w_max": "the largest share a hospital may have",
     "ema": "how much of the last round's share is kept; 0 for none",
-    "fraction": "of each parameter's entries that are sent up, largest first; 1 for all",
+    "fraction": "of each parameter's entries that are sent up, largest first; 1 for all; `{ above = 0.001 }` for those "
+    "of a larger magnitude, be they many or none",
     "bits": "of each value sent up; 32 for no rounding",
     "feedback": "whether what was held back is added to the next update",
     "down_fraction": "as `fraction`, for the way down; the whole model is sent to a hospital that missed a round",

@@ -23,7 +23,7 @@ from fedscan.memory import SiteDisk
 from fedscan.method import Method, State
 from fedscan.methods.registry import get
 from fedscan.parts import adaptive
-from fedscan.parts.channel import sparse, whole
+from fedscan.parts.channel import Above, sparse, whole
 from fedscan.parts.share import parameters
 from fedscan.run import run
 from fedscan.schema import Kind, Weights
@@ -132,6 +132,7 @@ def test_bounds_by_hand() -> None:
     assert adaptive.bounded({"a": 5.0}, 0.02, 0.6) == {"a": 1.0}  # alone, 0.6 cannot be kept
     assert adaptive.bounded({"a": 1.0, "b": 0.0}, 0.1, 0.6) == pytest.approx({"a": 0.6, "b": 0.4})
     assert adaptive.bounded({"a": 0.0, "b": 0.0}, 0.1, 0.6) == {"a": 0.5, "b": 0.5}
+    assert adaptive.bounded({"a": 0.0, "b": 5e-324}, 0.0, 1.0) == {"a": 0.5, "b": 0.5}  # too small to divide by
 
 
 def test_bounds_the_wrong_way_round_are_refused() -> None:
@@ -207,7 +208,7 @@ def test_fedavg_does_not_see_a_corrupt_site() -> None:
 # -- what travels ----------------------------------------------------------------------------------------------------
 
 
-def check_feedback(fraction: float, bits: int, feedback: bool = True) -> None:
+def check_feedback(fraction: float | Above, bits: int, feedback: bool = True) -> None:
     """Over rounds, what was sent and what is held back add up to all updates; statistics are sent whole."""
     channel = sparse(fraction, bits, feedback)
     draw = torch.Generator().manual_seed(0)
@@ -223,8 +224,8 @@ def check_feedback(fraction: float, bits: int, feedback: bool = True) -> None:
 
 
 @pytest.mark.parametrize("bits", [8, 16, 32])
-@pytest.mark.parametrize("fraction", [0.1, 0.5, 1.0])
-def test_nothing_is_lost_over_rounds(fraction: float, bits: int) -> None:
+@pytest.mark.parametrize("fraction", [0.1, 0.5, 1.0, {"above": 0.7}], ids=str)
+def test_nothing_is_lost_over_rounds(fraction: float | Above, bits: int) -> None:
     if (fraction, bits) == (1.0, 32):
         assert sparse(fraction, bits) is whole
     else:
@@ -239,6 +240,7 @@ def test_eight_bits_are_off_by_half_a_step() -> None:
 
 def test_a_site_keeps_what_it_held_back() -> None:
     check_site_feedback(sparse(0.1, 8))
+    check_site_feedback(sparse({"above": 0.003}, 8))
 
 
 DOWN = {"down_fraction": 1.0, "down_bits": 8, "fraction": 1.0, "bits": 32}
@@ -314,6 +316,32 @@ def test_a_damaged_message_is_refused() -> None:
     blob[10] ^= 255
     with pytest.raises(ValueError, match="the update cannot be decoded"):
         spec.check(blob, "the update")
+
+
+@pytest.mark.parametrize("name", ["fedsegnet", "fedsegnet-no-adaptive", "fedavg-compressed"])
+def test_a_threshold_in_place_of_a_fraction(name: str) -> None:
+    """Above 0 with 32 bits all travels, as whole leaves do; above more than any change, parameters stay."""
+    desks = {}
+    for above in (0.0, 0.01, 1e9):
+        entry = get(name)
+        options = {"fraction": {"above": above}, "bits": 32}
+        desks[above] = Desk(toy.study(entry.make(options)))
+        state = desks[above].play()
+        assert not desks[above].refused
+        start = desks[above].study.start()["weights"]
+        moved = {kind: not toy.same(dict(state["weights"].of(kind)), dict(start.of(kind))) for kind in Kind}
+        assert moved == {Kind.PARAMETER: above < 1, Kind.STATISTIC: True, Kind.COUNTER: True}
+        assert all(a.reply["update"].numel() <= entry.card.up(start.schema, options) for a in desks[above].asked)
+    sizes = [[a.reply["update"].numel() for a in desks[above].asked] for above in desks]
+    assert all(x > y > z for x, y, z in zip(*sizes, strict=True))
+    exact = Desk(toy.study(get(name).make({"fraction": 1.0, "bits": 32}))).play()
+    assert toy.same(dict(exact["weights"]), dict(desks[0.0].play()["weights"]))
+
+
+@pytest.mark.parametrize("wrong", [{}, {"below": 1.0}, {"above": -1.0}, {"above": "much"}], ids=str)
+def test_a_wrong_threshold_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="fraction of method 'fedavg-compressed' cannot be"):
+        get("fedavg-compressed").make({"fraction": wrong})
 
 
 def test_compressed_bytes() -> None:

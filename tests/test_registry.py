@@ -23,11 +23,15 @@ torch.set_num_threads(1)
 @pytest.mark.parametrize(
     ("name", "options", "sentence"),
     [
-        ("fedprox", {"nu": 1}, "'nu' is no hyperparameter of 'fedprox': allowed: mu, clients"),
+        (
+            "fedprox",
+            {"nu": 1},
+            "'nu' is no hyperparameter of 'fedprox': allowed: mu, stragglers, work, unit, late, clients",
+        ),
         ("fedavgm", {"betta": 1}, "did you mean 'beta'? allowed: eta, beta, dampening, clients"),
         ("fedprox", {"mu": -1.0}, "mu of method 'fedprox' cannot be -1.0"),
         ("fedprox", {"mu": "big"}, "mu of method 'fedprox' cannot be 'big'"),
-        ("fedsegnet", {"aggregation": "adaptiv"}, "'adaptive', 'divergence-only' or 'fedavg'"),
+        ("fedsegnet", {"aggregation": "adaptiv"}, "'adaptive', 'cross-scored', 'divergence-only' or 'fedavg'"),
         ("fedsegnet", {"bits": 4}, "8, 16 or 32"),
         ("fedavg", {"clients": 0}, "clients of method 'fedavg' cannot be 0"),
         ("cwt", {"clients": 2}, "'clients' is no hyperparameter of 'cwt'"),

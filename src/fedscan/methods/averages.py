@@ -1,6 +1,7 @@
 """FedAvg and its nearest kin: one part of the round exchanged, or none."""
 
 import math
+from collections.abc import Mapping
 from typing import Literal, Unpack
 
 import torch
@@ -9,13 +10,14 @@ from torch import nn
 from fedscan.averaging import Parts, averaging, median
 from fedscan.method import Message, Method, Tree
 from fedscan.methods.card import Reduction, card
-from fedscan.methods.kinds import Decay, NotNegative, Portion, Positive
+from fedscan.methods.kinds import Decay, Fraction, NotNegative, Portion, Positive
 from fedscan.parts.extra import pull_to
 from fedscan.parts.share import NORMS, without
 from fedscan.parts.step import adaptive, momentum
 from fedscan.parts.weigh import by_cases, equally
+from fedscan.parts.work import Unit, Work, allotted
 from fedscan.site import Site, fit
-from fedscan.spec import Refused
+from fedscan.spec import Number, Refused
 from fedscan.step import Step
 
 BATCH = (nn.modules.batchnorm._BatchNorm,)
@@ -81,18 +83,42 @@ def fedsgd(**rest: Unpack[Parts]) -> Method:
     paper="Li, Sahu, Zaheer, Sanjabi, Talwalkar & Smith, MLSys 2020, equation 2",
     year=2020,
     url="https://arxiv.org/abs/1812.06127",
-    equation="min_w F_k(w) + mu/2 ||w - x||^2 at each site",
-    differs="A site's loss grows with the squared distance of its model from the one it received.",
+    equation="min_w F_k(w) + mu/2 ||w - x||^2 at each site, as far as each gets",
+    differs="A site's loss grows with the squared distance of its model from the one it received; a slow site may "
+    "hand in a part of its work.",
     reduces=Reduction("fedavg", own={"mu": 0.0}),
 )
-def fedprox(mu: NotNegative = 0.01, **rest: Unpack[Parts]) -> Method:
-    """Adds mu/2 ||w - x||^2 over the parameters to each site's loss. Li et al., MLSys 2020, equation 2."""
+def fedprox(
+    mu: NotNegative = 0.01,
+    stragglers: Portion = 0.0,
+    work: Mapping[str, Fraction] | None = None,
+    unit: Unit = "epochs",
+    late: Literal["kept", "dropped"] = "kept",
+    **rest: Unpack[Parts],
+) -> Method:
+    """Adds mu/2 ||w - x||^2 over the parameters to each site's loss. Li et al., MLSys 2020, equation 2.
+
+    What a site has after a part of its work is the paper's gamma-inexact solution; gamma itself is not measured.
+
+    stragglers  the share of a round's sites that do a part of their work, drawn anew; section 5.2 has 0, 0.5 and 0.9
+    work        the part of the study's local epochs that these sites do, every round; 1 is all
+    unit        a part is rounded up to whole epochs, as in the paper, or to batches
+    late        what stragglers did is kept, or they are left out, as the paper's FedAvg (with mu = 0) does
+    """
+    plan = Work(stragglers, work or {}, unit, late)
 
     def train(site: Site, model: nn.Module, message: Message) -> Tree:
         x = [p.detach().clone() for p in model.parameters()]
-        return fit(site, model, extra=pull_to(x, mu), memory=message.get("optimizer"))
+        if plan.whole:
+            return fit(site, model, extra=pull_to(x, mu), memory=message.get("optimizer"))
+        batches, done = plan.batches(site, message.get("work", 1.0))
+        return {
+            **fit(site, model, batches=batches, extra=pull_to(x, mu), memory=message.get("optimizer")),
+            "work": done,
+        }
 
-    return averaging(train, **rest)
+    reports = {} if plan.whole else {"work": Number(0, 1)}
+    return allotted(averaging(train, reports=reports, **rest), plan)
 
 
 @card(

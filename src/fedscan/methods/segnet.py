@@ -1,7 +1,8 @@
 """FedSegNet, its ablations, and the baselines of its tables: a method and the network it is published with.
 
 The paper contradicts itself; each contradiction is an option. Sites per round (5, or 3): ``clients``. Aggregation by
-all of quality, divergence, volume and diversity, by divergence only (eq. 17), or FedAvg (eq. 13): ``aggregation``.
+all of quality, divergence, volume and diversity, by divergence only (eq. 17), or FedAvg (eq. 13): ``aggregation``;
+quality is what a site finds of its own model, or what the others find of it.
 "Adam for both local and global training" or plain averaging: ``server``. Batch, loss and network are the study's.
 """
 
@@ -11,12 +12,12 @@ from typing import Any, Literal, Unpack
 from torch import nn
 
 from fedscan.averaging import Parts, averaging, plain_train
-from fedscan.compress import Codec
 from fedscan.method import Message, Method, Tree
 from fedscan.methods.card import Reduction, card, dense
-from fedscan.methods.kinds import Bits, Decay, Fraction, NotNegative, Portion, Positive
+from fedscan.methods.crossed import cross_scored
+from fedscan.methods.kinds import Bits, Decay, NotNegative, Portion, Positive, Sparsity
 from fedscan.parts import adaptive as weights
-from fedscan.parts.channel import sparse
+from fedscan.parts.channel import codec, sparse
 from fedscan.parts.step import adaptive as adaptive_step
 from fedscan.parts.step import take
 from fedscan.parts.weigh import Weigh, by_cases, equally
@@ -24,12 +25,13 @@ from fedscan.schema import Schema
 from fedscan.site import Site
 from fedscan.spec import Number
 
-Aggregation = Literal["adaptive", "divergence-only", "fedavg"]
+Aggregation = Literal["adaptive", "cross-scored", "divergence-only", "fedavg"]
 REPORTS = {
     "dice": Number(0, 1, optional=True),
     "hd95": Number(0, optional=True),
     "diversity": Number(0, 1),
 }
+DESCRIBED = {"diversity": Number(0, 1)}
 FAREED = {
     "family": "fedsegnet",
     "paper": "Fareed, Ding, Hussain, Uddin, Arif & Tajoor, FedSegNet, 2025",
@@ -42,16 +44,27 @@ CODED = "weights down: 4P bytes, or their coded change; their change up: fractio
 def coded(schema: Schema, options: Mapping[str, Any]) -> int:
     """fraction P (bits / 8 + an index of 1 to 2 bytes) + scales + statistics."""
     fraction, bits = options["fraction"], options["bits"]
-    return dense(schema, options) if (fraction, bits) == (1, 32) else Codec(fraction, bits).bound(schema)
+    return dense(schema, options) if (fraction, bits) == (1, 32) else codec(fraction, bits).bound(schema)
 
 
 def scored_train(site: Site, model: nn.Module, message: Message) -> Tree:
     """The study's local epochs, then Dice and HD95 (mm) of the local model on the site's validation cases."""
     report = plain_train(site, model, message)
     quality = site.task.quality(model.eval(), site.validation)
+    return {**report, "dice": quality["dice"], "hd95": quality["hd95"], "diversity": diversity_of(site)}
+
+
+def described_train(site: Site, model: nn.Module, message: Message) -> Tree:
+    """The study's local epochs; the model is scored elsewhere."""
+    return {**plain_train(site, model, message), "diversity": diversity_of(site)}
+
+
+def diversity_of(site: Site) -> float:
+    """How evenly the classes are spread over the site's training cases, measured once."""
     if "diversity" not in site.state:
         site.state["diversity"] = site.task.diversity(site.train)
-    return {**report, "dice": quality["dice"], "hd95": quality["hd95"], "diversity": site.state["diversity"]}
+    found: float = site.state["diversity"]
+    return found
 
 
 @card(
@@ -60,7 +73,8 @@ def scored_train(site: Site, model: nn.Module, message: Message) -> Tree:
     equation="x <- x + sum_k w_k (x_k - x), w_k ~ n_k^c (q_k/q)^alpha exp(-beta max(0, d_k - 1)) (1 + gamma h_k)",
     differs="A site counts by its quality, divergence and diversity too, and its update travels in few bits.",
     travels="weights down: 4P bytes, or their coded change; their change up, with Dice, HD95 and class evenness: "
-    "fraction P (bits/8 + 1 to 2 bytes of index where fraction < 1) + 4 bytes a scale",
+    "fraction P (bits/8 + 1 to 2 bytes of index where fraction < 1) + 4 bytes a scale; where aggregation is "
+    "cross-scored, every site's change down to each other site of the round, too, and Dice and HD95 of each up",
     up=coded,
     privacy="statistics",
     needs="training and validation cases with labels",
@@ -84,10 +98,10 @@ def fedsegnet(
     w_min: Portion = 0.02,
     w_max: Portion = 0.6,
     ema: Decay = 0.5,
-    fraction: Fraction = 1.0,
+    fraction: Sparsity = 1.0,
     bits: Bits = 8,
     feedback: bool = True,
-    down_fraction: Fraction = 1.0,
+    down_fraction: Sparsity = 1.0,
     down_bits: Bits = 32,
     server: Literal["average", "adam"] = "average",
     eta: Positive = 0.01,
@@ -95,16 +109,20 @@ def fedsegnet(
 ) -> Method:
     """x <- x + sum_k w_k (x_k - x) with adaptive w_k and coded updates. Fareed et al., 2025, eqs 4, 5 and 17.
 
-    aggregation       which factors count: all, divergence only, or just cases
+    aggregation       which factors count: all, divergence only, or just cases; "cross-scored" has all, and the quality
+                      of a site's model is what the round's other sites find of it, see ``methods.crossed``
     a .. ema          of the weights, see ``parts.adaptive``
-    fraction, bits    of each parameter's entries that go up, largest first, and the bits of each; feedback: what was
-                      held back is sent later;  down_fraction, down_bits: the same for the way down
+    fraction, bits    of each parameter's entries that go up, largest first, or {"above": threshold} for all that are
+                      larger than that, and the bits of each; feedback: what was held back is sent later
+    down_fraction, down_bits  the same for the way down
     server, eta       plain averaging, or an Adam step of rate eta at the server
     """
+    every = weights.adaptive(
+        a=a, h=h, alpha=alpha, beta=beta, gamma=gamma, c=c, cosine=cosine, w_min=w_min, w_max=w_max, ema=ema
+    )
     rules: dict[Aggregation, Weigh] = {
-        "adaptive": weights.adaptive(
-            a=a, h=h, alpha=alpha, beta=beta, gamma=gamma, c=c, cosine=cosine, w_min=w_min, w_max=w_max, ema=ema
-        ),
+        "adaptive": every,
+        "cross-scored": every,
         "divergence-only": weights.adaptive(
             alpha=0, beta=beta, gamma=0, c=0, cosine=cosine, w_min=w_min, w_max=w_max, ema=ema
         ),
@@ -116,9 +134,13 @@ def fedsegnet(
         down=sparse(down_fraction, down_bits),
         step=adaptive_step("adam", eta, 0.9, 0.99, 1e-3) if server == "adam" else take,
     )
-    if aggregation != "adaptive":
-        return averaging(**parts | rest)
-    return averaging(scored_train, reports=REPORTS, privacy="statistics", **parts | rest)
+    made = parts | rest
+    if aggregation == "adaptive":
+        return averaging(scored_train, reports=REPORTS, privacy="statistics", **made)
+    if aggregation == "cross-scored":
+        described = averaging(described_train, reports=DESCRIBED, privacy="statistics", **made)
+        return cross_scored(described, made["channel"], made["down"]) if alpha else described
+    return averaging(**made)
 
 
 no_transformer = fedsegnet.variant(
@@ -141,10 +163,10 @@ no_transformer = fedsegnet.variant(
     **FAREED,
 )
 def no_adaptive(
-    fraction: Fraction = 1.0,
+    fraction: Sparsity = 1.0,
     bits: Bits = 8,
     feedback: bool = True,
-    down_fraction: Fraction = 1.0,
+    down_fraction: Sparsity = 1.0,
     down_bits: Bits = 32,
     server: Literal["average", "adam"] = "average",
     eta: Positive = 0.01,
@@ -197,10 +219,10 @@ def federated_unet(**rest: Unpack[Parts]) -> Method:
     **FAREED,
 )
 def fedavg_compressed(
-    fraction: Fraction = 0.1,
+    fraction: Sparsity = 0.1,
     bits: Bits = 8,
     feedback: bool = True,
-    down_fraction: Fraction = 1.0,
+    down_fraction: Sparsity = 1.0,
     down_bits: Bits = 32,
     **rest: Unpack[Parts],
 ) -> Method:

@@ -14,6 +14,7 @@ from fedscan.parts.weigh import Updates, Weigh
 from fedscan.schema import Weights
 
 Shares = dict[str, float]
+NOTHING = 1e-300  # below it 1 / x may overflow
 
 
 def adaptive(
@@ -114,7 +115,8 @@ def bounded(shares: Shares, low: float, high: float) -> Shares:
     """
     low, high = min(low, 1 / len(shares)), max(high, 1 / len(shares))
     top = max(shares.values())
-    s = [max(value, 1e-9 * top) if top else 1.0 for value in shares.values()]
+    least = 1e-9 * top
+    s = [max(value, least) if least > NOTHING else 1.0 for value in shares.values()]
     corners = sorted({bound / value for value in s for bound in (low, high)})
     right = next((x for x in corners if sum(clipped(s, x, low, high)) >= 1), corners[-1])
     left = max((x for x in corners if x < right), default=0.0)
