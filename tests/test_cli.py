@@ -234,7 +234,8 @@ def test_predict_on_the_scans_own_grid(fedscan: Command, done: Path, tmp_path: P
     for words, sentence in (
         (("none.nii", "-o", "x.nii"), "none.nii does not exist"),
         (("scan.nii.gz", "-o", "x.png"), "ends in .nii or .nii.gz"),
-        (("scan.nii.gz", "scan.nii.gz", "-o", "x.nii"), "2 scans for a model that reads 1 sequence"),
+        (("scan.nii.gz", "scan.nii.gz", "-o", "x.nii"), "2 scans for a model that reads t1: give that one"),
+        (("scan.nii.gz", "-o", "x.nii", "--device", "cuda:99"), "--device cuda:99: a device that torch finds on this"),
         (("scan.nii.gz", "-o", "scan.nii.gz"), "is the scan itself, which would be lost"),
         (("scan.nii.gz", "-o", "out/../scan.nii.gz"), "is the scan itself, which would be lost"),
         (("scan.nii.gz", "-o", "x.nii", "--site", "north"), "the run has the sites east, west"),

@@ -5,10 +5,11 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+import torch
 
-from fedscan.launch import How, launch
+from fedscan.launch import How, launch, numerics
 from fedscan.ledger import Overlay, ScoreRow, read_overlays
-from fedscan.predict import case_of, mean_dice, predict, ranked, save
+from fedscan.predict import case_of, device_of, mean_dice, predict, ranked, save
 from fedscan.run import Problem
 from fedscan.studyfile import load
 from tinystudy import write_study
@@ -30,9 +31,12 @@ def test_scans_make_a_case(tmp_path: Path) -> None:
     assert case_of([f"t2={t2}"], ["t1", "t2"]).images == {"t1": None, "t2": Path(t2)}
     whole = case_of([both], ["t1", "t2"])
     assert whole.open("t2").shape == (4, 4, 4)
-    with pytest.raises(Problem, match="3 scans for a model that reads 2 sequences: give t1, t2 in this order"):
-        case_of([t1, t1, t1], ["t1", "t2"])
     for scans, sentence in (
+        ([t1, t1, t1], r"3 scans for a model that reads t1, t2: give both in this order, or those you have by name"),
+        ([t1], r"1 scan for a model that reads t1, t2: give both in this order, .* by name \(t1=FILE\)"),
+        ([f"={t1}"], f"^={t1}: SEQUENCE=FILE was meant, such as t1={t1}$"),
+        (["t1="], "^t1=: SEQUENCE=FILE was meant, such as t1=FILE$"),
+        ([f"t1={t1}", t2], "b.nii has no SEQUENCE= before it: name every scan, or none"),
         ([f"t3={t1}"], "t3 is no sequence of the study; it reads t1, t2"),
         ([f"t1={t1}", f"t1={t2}"], "t1 was given twice"),
         ([str(tmp_path), t2], "is a folder; a NIfTI file was meant"),
@@ -40,8 +44,40 @@ def test_scans_make_a_case(tmp_path: Path) -> None:
     ):
         with pytest.raises(Problem, match=sentence):
             case_of(scans, ["t1", "t2"])
+    with pytest.raises(Problem, match="2 scans for a model that reads t1: give that one"):
+        case_of([t1, t2], ["t1"])
+    with pytest.raises(Problem, match="the study requires t2 of every patient, which was not given: t2=FILE"):
+        case_of([f"t1={t1}"], ["t1", "t2"], ["t2"])
+    assert case_of([f"t2={t2}"], ["t1", "t2"], ["t2"]).present == ("t2",)
+    assert case_of([both], ["t1", "t2"], ["t1", "t2"]).present == ("t1", "t2")
     odd = scan(tmp_path / "a=b.nii", 4, 4, 4)
     assert case_of([odd, t2], ["t1", "t2"]).images["t1"] == Path(odd)
+
+
+def test_a_device_is_one_that_the_machine_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Predicting goes on elsewhere than training did; a device that was asked for by name must be there."""
+    file = load(write_study(tmp_path))
+
+    def machine(gpus: int) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+
+    machine(0)
+    assert [device_of(None, was) for was in ("cpu", "cuda", "cuda:1")] == ["cpu"] * 3
+    assert device_of("auto", "cuda") == "cpu"
+    for name in ("cuda", "cuda:0", "mps", "tpu", "cuda:-1", "cuda:x"):
+        with pytest.raises(Problem, match=rf"--device {name}: .* on this machine \(cpu, or auto\) was meant"):
+            device_of(name, "cpu")
+    with pytest.raises(Problem, match=r'run.device = "cuda", but a device that .* \(cpu, or auto\) belongs there'):
+        numerics(load(file.path, ["run.device=cuda"]))
+    machine(1)
+    assert [device_of(None, was) for was in ("cpu", "cuda", "cuda:0", "cuda:1")] == ["cpu", "cuda", "cuda:0", "cuda"]
+    assert (device_of("cuda:0", "cpu"), device_of("auto", "cpu")) == ("cuda:0", "cuda")
+    with pytest.raises(Problem, match=r"--device cuda:7: .* \(cpu, cuda:0, or auto\) was meant"):
+        device_of("cuda:7", "cpu")
+    with pytest.raises(Problem, match=r'run.device = "cuda:7", but a device that .* \(cpu, cuda:0, or auto\)'):
+        numerics(load(file.path, ["run.device=cuda:7"]))
 
 
 def test_mean_dice_is_of_the_model_that_the_site_uses() -> None:

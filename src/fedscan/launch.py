@@ -24,7 +24,7 @@ from fedscan.recorded import Engine
 from fedscan.run import Problem, Watch, run
 from fedscan.schema import Weights, schema_of
 from fedscan.study import Study
-from fedscan.studyfile import Cases, StudyFile, build, read_cases, try_out
+from fedscan.studyfile import Cases, StudyFile, build, devices, read_cases, try_out
 from fedscan.studyfile.cases import Tell, classes_of, fingerprint, flat, silent
 from fedscan.studyfile.file import NOT_HASHED
 
@@ -132,12 +132,10 @@ def begin(file: StudyFile, study: Study, how: How) -> None:
 
 def numerics(file: StudyFile) -> None:
     """Makes the numbers repeatable on a GPU, where the study asks for it. Raises Problem where there is none."""
-    exact, kind = file.run.mode == "exact", file.device.split(":")[0]
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not there[kind]:
-        allowed = "a device that torch finds on this machine (cpu, or auto)"
-        raise file.places.wrong(("run", "device"), file.device, allowed)
-    if kind == "cuda":
+    exact = file.run.mode == "exact"
+    if not devices.is_there(file.device):
+        raise file.places.wrong(("run", "device"), file.device, devices.allowed())
+    if file.device.startswith("cuda"):
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(exact)
         torch.backends.cudnn.benchmark = not exact

@@ -23,7 +23,7 @@ from fedscan.report.words import plural
 from fedscan.run import Problem
 from fedscan.site import Site, Splits
 from fedscan.study import Study
-from fedscan.studyfile import again, task_of
+from fedscan.studyfile import again, devices, task_of
 from fedscan.studyfile.cases import recipe_of
 from fedscan.studyfile.file import StudyFile
 
@@ -81,15 +81,16 @@ def predict(
     ``scans`` are NIfTI files, one for each sequence of the study in its order, or one 4D file that holds them all, or
     "sequence=file" where some are missing. The label map lies on the voxels and the affine of the first scan, in the
     values of the label files.
-    ``site`` chooses whose model, where sites have their own. Raises Problem or ValueError for what does not fit.
+    ``site`` chooses whose model, where sites have their own. ``device`` is that of the run, where nothing is said and
+    this machine has it; else what "auto" stands for. Raises Problem or ValueError for what does not fit.
     """
     if not out.name.endswith((".nii", ".nii.gz")):
         raise Problem(f"-o {out}: a name that ends in .nii or .nii.gz was meant")
     if out.is_dir():
         raise Problem(f"-o {out} is a folder; the name of a file to write was meant")
     run = Run(folder)
-    study = run.study(device)
-    case = case_of(scans, run.facts["sequences"])
+    study = run.study(device_of(device, run.file.device))
+    case = case_of(scans, run.facts["sequences"], run.file.data.require)
     if any(path is not None and out.exists() and out.samefile(path) for path in case.images.values()):
         raise Problem(f"-o {out} is the scan itself, which would be lost; choose another name")
     recipe = replace(recipe_of(run.file, run.facts["sequences"], run.facts["labels"]), dtype="float32")
@@ -116,32 +117,70 @@ def chosen(run: Run, study: Study, site: str | None) -> str:
     return site or run.names[0]
 
 
-def case_of(scans: Sequence[str], sequences: Sequence[str]) -> Case:
-    """A case without a label from file names, or from "sequence=file" for some sequences."""
-    images: dict[str, Path | None] = dict.fromkeys(sequences)
+def device_of(given: str | None, recorded: str) -> str:
+    """The device to predict on: the one given, or that of the run where this machine has it, or what there is."""
+    if given is None:
+        return recorded if devices.is_there(recorded) else devices.auto()
+    if given != "auto" and not devices.is_there(given):
+        raise Problem(f"--device {given}: {devices.allowed()} was meant")
+    return devices.auto() if given == "auto" else given
+
+
+def case_of(scans: Sequence[str], sequences: Sequence[str], require: Sequence[str] = ()) -> Case:
+    """A case without a label from file names, or from "sequence=file" for some sequences, all of ``require`` there."""
     named = [scan.partition("=") for scan in scans]
-    if all(equals and not Path(scan).exists() for scan, (_, equals, _) in zip(scans, named, strict=True)):
-        for name, _, _ in named:
-            if name not in sequences:
-                raise Problem(f"{name} is no sequence of the study; it reads {', '.join(sequences)}")
-            if sum(name == other for other, _, _ in named) > 1:
-                raise Problem(f"{name} was given twice; one file for each sequence was meant")
-        images |= {name: Path(path) for name, _, path in named}
+    by_name = [bool(equals) and not Path(scan).exists() for scan, (_, equals, _) in zip(scans, named, strict=True)]
+    if any(by_name):
+        if not all(by_name):
+            raise Problem(f"{scans[by_name.index(False)]} has no SEQUENCE= before it: name every scan, or none")
+        images = by_sequence([(name, path) for name, _, path in named], sequences)
     elif len(scans) == 1:  # of several sequences: its volumes are read in their order
         images = dict.fromkeys(sequences, Path(scans[0]))
     elif len(scans) == len(sequences):
         images = {name: Path(scan) for name, scan in zip(sequences, scans, strict=True)}
     else:
-        raise Problem(
-            f"{plural(len(scans), 'scan')} for a model that reads {plural(len(sequences), 'sequence')}: give "
-            f"{', '.join(sequences)} in this order, or name those you have ({sequences[0]}=FILE)"
-        )
+        raise too_few(scans, sequences)
     for path in images.values():
         if path is not None and path.is_dir():
             raise Problem(f"{path} is a folder; a NIfTI file was meant")
         if path is not None and not path.is_file():
             raise Problem(f"{path} does not exist; a NIfTI file was meant")
+    if len(scans) == 1 < len(sequences) and not any(by_name) and volumes(Path(scans[0])) == 1:
+        raise too_few(scans, sequences)
+    if lacking := [name for name in require if name in sequences and images[name] is None]:
+        names = ", ".join(lacking)
+        raise Problem(f"the study requires {names} of every patient, which was not given: {lacking[0]}=FILE")
     return Case("scan", "scan", "here", images)
+
+
+def by_sequence(named: Sequence[tuple[str, str]], sequences: Sequence[str]) -> dict[str, Path | None]:
+    """The file of each sequence that was named; Problem for a name that is no sequence, or stands twice."""
+    for name, path in named:
+        if not name or not path:
+            raise Problem(f"{name}={path}: SEQUENCE=FILE was meant, such as {sequences[0]}={path or 'FILE'}")
+        if name not in sequences:
+            raise Problem(f"{name} is no sequence of the study; it reads {', '.join(sequences)}")
+        if sum(name == other for other, _ in named) > 1:
+            raise Problem(f"{name} was given twice; one file for each sequence was meant")
+    return dict.fromkeys(sequences) | {name: Path(path) for name, path in named}
+
+
+def too_few(scans: Sequence[str], sequences: Sequence[str]) -> Problem:
+    """Says how many scans belong where another number was given."""
+    every = "both" if len(sequences) == 2 else f"all {len(sequences)}"
+    what = f"{every} in this order, or those you have by name ({sequences[0]}=FILE)" if sequences[1:] else "that one"
+    return Problem(f"{plural(len(scans), 'scan')} for a model that reads {', '.join(sequences)}: give {what}")
+
+
+def volumes(path: Path) -> int:
+    """How many 3D volumes a file holds; 0 where it cannot be read, which is said when its voxels are."""
+    import nibabel
+
+    try:
+        shape = nibabel.load(path).shape
+    except Exception:  # nibabel raises many kinds for a damaged file
+        return 0
+    return int(np.prod(shape[3:]))
 
 
 def keep_overlays(study: Study, folder: Path) -> list[Path]:

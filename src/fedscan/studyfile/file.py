@@ -13,6 +13,7 @@ from typing import Any
 from fedscan.data.augment import Augmentation, Intensity
 from fedscan.run import Problem
 from fedscan.step import Step
+from fedscan.studyfile.devices import auto
 from fedscan.studyfile.places import Path_, Places, checked, lines_of
 from fedscan.studyfile.sections import TABLES, Data, Partition, Run, Scores, Table, Top, of_options, of_task
 
@@ -104,11 +105,7 @@ class StudyFile:
     @property
     def device(self) -> str:
         """The device to train on, "auto" resolved."""
-        if self.run.device != "auto":
-            return self.run.device
-        import torch
-
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        return auto() if self.run.device == "auto" else self.run.device
 
     def resolved(self) -> dict[str, Any]:
         """The whole study as plain data, every default filled in; ``again`` makes the same study of it."""
