@@ -1,9 +1,11 @@
 """Writes small NIfTI files, so that tests can lay out folders as their publishers do."""
 
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
+import pytest
 from numpy.typing import ArrayLike
 
 
@@ -12,6 +14,18 @@ def write(path: Path, voxels: ArrayLike, spacing: tuple[float, float, float] = (
     path.parent.mkdir(parents=True, exist_ok=True)
     nibabel.save(nibabel.Nifti1Image(np.asarray(voxels), np.diag([*spacing, 1.0])), path)
     return path
+
+
+def forbid(monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    """Refuses to open a file, as the system does without permission; to an administrator it forbids nothing."""
+    really = Path.open
+
+    def opened(self: Path, *how: Any, **more: Any) -> Any:
+        if str(self) == path:
+            raise PermissionError(13, "Permission denied", path)
+        return really(self, *how, **more)
+
+    monkeypatch.setattr(Path, "open", opened)
 
 
 def image(seed: int = 0, shape: tuple[int, ...] = (4, 5, 6)) -> np.ndarray:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from fedscan.data.check import TooManyLeftOutError, check
 from fedscan.data.records import Case, Manifest
-from nifti import image, label, write
+from nifti import forbid, image, label, write
 
 SHAPE = (4, 5, 6)
 
@@ -133,6 +133,21 @@ def test_a_planted_fault_is_found(tmp_path, fault, code, said):
     found, sentence = verdict(damaged(tmp_path, fault))
     assert found == code
     assert said in sentence
+
+
+def test_what_may_not_be_read_or_does_not_fit_in_memory_is_not_called_damaged(tmp_path, monkeypatch):
+    case = good_case(tmp_path)
+    forbid(monkeypatch, str(case.images["t2"]))
+    code, sentence = verdict(case)
+    assert code == "unreadable"
+    assert sentence == f"{case.images['t2']} cannot be opened: permission denied."
+
+    def full(path):
+        raise MemoryError
+
+    monkeypatch.setattr("nibabel.load", full)
+    with pytest.raises(MemoryError):
+        verdict(case)
 
 
 def test_a_truncated_file_without_compression_is_found(tmp_path):

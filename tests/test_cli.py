@@ -413,7 +413,21 @@ def test_errors_of_the_system_are_sentences() -> None:
     assert said(PermissionError(13, "Permission denied", "/a/b")) == (2, "/a/b: permission denied")
     assert said(OSError(28, "No space left on device", "/a")) == (2, "/a: no space left on device")
     assert said(OSError("odd")) == (2, "odd")
+    for allocate in (np.zeros, torch.empty):
+        with pytest.raises((MemoryError, RuntimeError)) as e:
+            allocate((10**6, 10**6, 10**5))
+        code, sentence = said(e.value)
+        assert (code, sentence.partition(": ")[2]) == (
+            3,
+            "lower train.batch, data.patch or data.grid. Nothing is lost.",
+        )
     assert said(WorkerDied("a worker died"))[0] == 3
+
+
+def test_a_grid_that_no_memory_holds(fedscan: Command, tmp_path: Path) -> None:
+    write_study(tmp_path)
+    words = ("run", "study.toml", "--set", "data.grid=[80000, 80000, 80000]")
+    refused(fedscan(*words), "memory is full: lower train.batch, data.patch or data.grid", 3)
 
 
 def test_too_many_unusable_cases(fedscan: Command, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from fedscan.data import cache as store
 from fedscan.data import grids
 from fedscan.data.manifest import Case
 from fedscan.data.preprocess import Recipe, compute, normalise, prepare, restore
+from nifti import forbid
 from shared import shared
 
 TURN = np.array([[0.8, -0.36, 0.48], [0.6, 0.48, -0.64], [0.0, 0.8, 0.6]])  # a rotation: its columns are orthonormal
@@ -165,8 +166,16 @@ def test_damaged_and_ill_fitting_files_are_refused_with_the_case_and_the_reason(
     path = good.images["t1"]
     assert path is not None
     shifted = save(tmp_path / "far.nii.gz", np.zeros((8, 9, 10), dtype=np.uint8), np.diag([1, 1, 1.2, 1]))
-    with pytest.raises(ValueError, match=r"'a'.*'label' lies on another grid"):
+    with pytest.raises(ValueError, match=r"'a'.*'label' lies on another grid .* lies up to 1.8 mm apart\)"):
         compute(Case("a", "A", "s", good.images, shifted), Recipe(("t1",)))
+    moved = np.eye(4)
+    moved[:2, 3] = 3, 4  # mm
+    two = [save(tmp_path / f"two{i}.nii", np.eye(4, dtype=np.uint8)[None], at) for i, at in enumerate((None, moved))]
+    with pytest.raises(ValueError, match=r"'t2' lies on another grid .*\(the same voxel lies up to 5 mm apart\):"):
+        compute(Case("a", "A", "s", dict(zip(("t1", "t2"), two, strict=True))), Recipe(("t1", "t2")))
+    other = save(tmp_path / "other.nii", np.eye(5, dtype=np.uint8)[None], np.eye(4))
+    with pytest.raises(ValueError, match=r"'t2'.*\(shape \(5, 5, 1\) against \(4, 4, 1\), spacing 1 x 1 x 1 against"):
+        compute(Case("a", "A", "s", {"t1": two[0], "t2": other}), Recipe(("t1", "t2")))
     holes = np.ones((8, 9, 10), dtype=np.float32)
     holes[0, 0, 0] = np.nan
     with pytest.raises(ValueError, match="not finite"):
@@ -186,6 +195,13 @@ def test_damaged_and_ill_fitting_files_are_refused_with_the_case_and_the_reason(
     path.unlink()
     with pytest.raises(ValueError, match="cannot be read"):
         prepare(good, Recipe(("t1",)), tmp_path / "cache")
+
+
+def test_a_file_that_may_not_be_read_is_not_called_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = made(tmp_path)
+    forbid(monkeypatch, str(case.images["t1"]))
+    with pytest.raises(ValueError, match=r"^Case 'a': .*t1.* cannot be opened: permission denied\.$"):
+        compute(case, Recipe(("t1",)))
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,8 @@ def said(error: Exception) -> tuple[int, str]:
         return 3, f"The run has stopped: {text}. Nothing is lost; go on with --resume when the sites are back."
     if kinds & {"Problem", "ValueError", "Diverged", "Damaged"}:
         return 2, text
+    if "MemoryError" in kinds or "DefaultCPUAllocator" in text:  # NumPy's and torch's words for it
+        return 3, "This machine's memory is full: lower train.batch, data.patch or data.grid. Nothing is lost."
     if "DiskFull" in kinds:
         again = rerun("--resume") if sys.argv[1:2] == ["run"] else rerun()
         return 3, f"{text}, and the run goes on with: {again}"

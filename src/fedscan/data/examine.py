@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fedscan.data.records import Case, channel
+from fedscan.data.records import Case, channel, may_read, why
 
 TOLERANCE = 1e-3  # mm: the largest distance between the places of one voxel in two files that are meant to agree
 
@@ -99,8 +99,12 @@ def _read(path: Path, names: Sequence[str]) -> tuple[NDArray[Any], NDArray[np.fl
     """All voxels and the affine of the file that `names` share, read to its last byte so that damage is found."""
     import nibabel
 
-    if not path.is_file():
-        raise Fault("file", f"{path} does not exist.")
+    try:
+        if not path.is_file():
+            raise Fault("file", f"{path} does not exist.")
+        may_read(path)
+    except OSError as error:
+        raise Fault("unreadable", f"{path} cannot be opened: {why(error)}.") from error
     try:
         image = nibabel.load(path)
         if path.suffix.lower() == ".gz":
@@ -111,6 +115,8 @@ def _read(path: Path, names: Sequence[str]) -> tuple[NDArray[Any], NDArray[np.fl
                     pass
         else:
             voxels = np.asanyarray(image.dataobj)
+    except MemoryError:  # no fault of the file
+        raise
     except Exception as error:  # a damaged header or stream leads nibabel to errors of many kinds
         said = " ".join(str(error).split()) or type(error).__name__
         raise Fault("unreadable", f"{path} cannot be read to its end: {said.rstrip('.')}.") from error

@@ -44,11 +44,12 @@ class Grid:
 
     def differs(self, other: "Grid") -> bool:
         """Whether the two have other sizes, or any corner lies more than a tenth of a voxel apart."""
-        if self.shape != other.shape:
-            return True
+        return self.shape != other.shape or self.apart(other) > 0.1 * min(self.spacing)
+
+    def apart(self, other: "Grid") -> float:
+        """How far, in mm, two grids of one shape put the same voxel at most: a corner, as affine maps are linear."""
         corners = np.array(np.meshgrid(*((0, n - 1) for n in self.shape), [1], indexing="ij")).reshape(4, -1)
-        apart = np.linalg.norm(((self.affine - other.affine) @ corners)[:3], axis=0)
-        return bool(apart.max() > 0.1 * min(self.spacing))
+        return float(np.linalg.norm(((self.affine - other.affine) @ corners)[:3], axis=0).max())
 
 
 def grid_of(image: Any) -> Grid:

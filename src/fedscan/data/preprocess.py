@@ -252,7 +252,7 @@ def _open(case: Case, what: str) -> Any:
     path = case.label if what == "label" else case.images[what]
     try:
         return case.open(what)
-    except ValueError:
+    except (ValueError, MemoryError):
         raise
     except Exception as e:  # nibabel and gzip raise many kinds for one thing: this file is no image
         raise ValueError(f"Case {case.name!r}: {path} cannot be read as an image ({e}).") from e
@@ -262,12 +262,17 @@ def _voxels(case: Case, what: str, image: Any, native: Grid) -> NDArray[Any]:
     """The voxels of one file as (D, H, W), after checking that they lie on the case's grid and are all numbers."""
     grid = grids.grid_of(image)
     if grid.differs(native):
+        how = f"shape {grid.shape} against {native.shape}, spacing {_mm(grid)} against {_mm(native)} mm"
+        if grid.shape == native.shape:
+            how = f"the same voxel lies up to {grid.apart(native):.3g} mm apart"
         raise ValueError(
-            f"Case {case.name!r}: {what!r} lies on another grid than the case's first sequence (shape {grid.shape} "
-            f"against {native.shape}, spacing {_mm(grid)} against {_mm(native)} mm): bring both onto one grid first."
+            f"Case {case.name!r}: {what!r} lies on another grid than the case's first sequence ({how}): bring both "
+            "onto one grid first."
         )
     try:
         voxels = grids.to_memory(image)
+    except MemoryError:  # no fault of the file
+        raise
     except Exception as e:
         path = case.label if what == "label" else case.images[what]
         raise ValueError(f"Case {case.name!r}: {path} is damaged ({e}).") from e

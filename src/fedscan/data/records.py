@@ -26,13 +26,18 @@ class Case:
     def open(self, what: str) -> Any:
         """The 3D nibabel image of sequence `what`, or of the label where `what` is "label"; not yet read into memory.
 
-        Raises ValueError where the case has no such file or the file is not one volume per sequence that names it.
+        Raises ValueError where the case has no such file, it may not be read, or it is not one volume per sequence that
+        names it.
         """
         import nibabel
 
         path = self.label if what == "label" else self.images.get(what)
         if path is None:
             raise ValueError(f"Case {self.name!r} has no {what!r}: it has {', '.join(self.present)}.")
+        try:
+            may_read(path)
+        except OSError as error:
+            raise ValueError(f"Case {self.name!r}: {path} cannot be opened: {why(error)}.") from error
         image = nibabel.load(path)
         index = channel(image.shape, what, self.sharing(what))
         return image if index is None else image.slicer[..., index]
@@ -83,6 +88,17 @@ class Manifest:
     def sites(self) -> tuple[str, ...]:
         """Names of the sites, sorted."""
         return tuple(sorted({case.site for case in self.cases}))
+
+
+def may_read(path: Path) -> None:
+    """Raises OSError where the file cannot be opened: of a file without permission nibabel says that it is no image."""
+    with path.open("rb"):
+        pass
+
+
+def why(error: OSError) -> str:
+    """What the system says, as the end of a sentence: "permission denied"."""
+    return (error.strerror or str(error)).lower().rstrip(".")
 
 
 def channel(shape: Sequence[int], what: str, names: Sequence[str]) -> int | None:
