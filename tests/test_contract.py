@@ -15,6 +15,14 @@ NAMES = list(methods())
 BENCH = list(BENCHES)
 every_method = pytest.mark.parametrize("name", NAMES)
 every_bench = pytest.mark.parametrize("bench", BENCH)
+
+
+def first(bench: str) -> pytest.MarkDecorator:
+    """Runs a test on this bench, and in CI on all."""
+    others = [pytest.param(other, marks=pytest.mark.slow) for other in BENCH if other != bench]
+    return pytest.mark.parametrize("bench", [bench, *others])
+
+
 reducing = pytest.mark.parametrize("name", [n for n in NAMES if get(n).card.reduces])
 
 
@@ -24,39 +32,40 @@ def test_learns(name: str, bench: str) -> None:
     contract.check_learns(get(name), BENCHES[bench])
 
 
+@first("2D")
 @every_method
-def test_repeats(name: str) -> None:
-    contract.check_repeats(get(name), BENCHES["2D"])
+def test_repeats(name: str, bench: str) -> None:
+    contract.check_repeats(get(name), BENCHES[bench])
 
 
+@first("3D batch")
 @every_method
-def test_pure(name: str) -> None:
-    contract.check_pure(get(name), BENCHES["3D batch"])
+def test_pure(name: str, bench: str) -> None:
+    contract.check_pure(get(name), BENCHES[bench])
 
 
+@first("2D")
 @every_method
-def test_strict(name: str, tmp_path: Path) -> None:
-    contract.check_strict(get(name), BENCHES["2D"], tmp_path)
+def test_strict(name: str, bench: str, tmp_path: Path) -> None:
+    contract.check_strict(get(name), BENCHES[bench], tmp_path)
 
 
+@every_bench
 @every_method
-def test_resumes(name: str, tmp_path: Path) -> None:
-    contract.check_resumes(get(name), BENCHES["3D batch"], tmp_path)
+def test_goes_on_without_a_silent_site_and_in_a_new_process(name: str, bench: str, tmp_path: Path) -> None:
+    contract.check_goes_on(name, bench, tmp_path)
 
 
+@first("2D")
 @every_method
-def test_goes_on_without_a_silent_site(name: str, tmp_path: Path) -> None:
-    contract.check_silence(get(name), BENCHES["3D instance"], tmp_path)
+def test_refuses_nan(name: str, bench: str, tmp_path: Path) -> None:
+    contract.check_refuses_nan(get(name), BENCHES[bench], tmp_path)
 
 
+@first("2D")
 @every_method
-def test_refuses_nan(name: str, tmp_path: Path) -> None:
-    contract.check_refuses_nan(get(name), BENCHES["2D"], tmp_path)
-
-
-@every_method
-def test_refuses_poison(name: str) -> None:
-    contract.check_refuses_poison(get(name), BENCHES["2D"])
+def test_refuses_poison(name: str, bench: str) -> None:
+    contract.check_refuses_poison(get(name), BENCHES[bench])
 
 
 @every_bench
@@ -71,14 +80,16 @@ def test_transfers(name: str, bench: str) -> None:
     contract.check_transfers(get(name), BENCHES[bench])
 
 
+@first("3D batch")
 @every_method
-def test_statistics_travel(name: str) -> None:
-    contract.check_statistics_travel(get(name), BENCHES["3D batch"])
+def test_statistics_travel(name: str, bench: str) -> None:
+    contract.check_statistics_travel(get(name), BENCHES[bench])
 
 
+@first("3D batch")
 @every_method
-def test_says_what_travels(name: str) -> None:
-    contract.check_says_what_travels(get(name), BENCHES["3D batch"])
+def test_says_what_travels(name: str, bench: str) -> None:
+    contract.check_says_what_travels(get(name), BENCHES[bench])
 
 
 @every_method

@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch import nn
 
+import afresh
 import contract
+import forgetful
 import test_adaptive
 import test_equations
 import toy
@@ -202,23 +204,36 @@ def with_round(change: Any) -> Entry[Any]:
     return faulty(get("fedavg"), plant)
 
 
-def test_memory_outside_the_state(tmp_path: Path) -> None:
-    """A method that remembers in a closure, as classes do in an attribute: resumed, it has forgotten."""
-
-    def plant(method: Method) -> Method:
-        seen: list[Weights] = []
-
-        def round(sites: Sites, state: State) -> State:
-            state = method.round(sites, state)
-            seen.append(state["weights"])
-            return {**state, "weights": trees.mean(seen, [1.0] * len(seen))}
-
-        return replace(method, round=round)
-
-    entry = faulty(get("fedavg"), plant)
+@pytest.mark.parametrize("name", ["closure", "module", "site", "hashes"])
+def test_memory_outside_the_state(name: str, tmp_path: Path) -> None:
+    """A method that remembers anywhere else: in a new process it has forgotten, and nowhere else is it seen."""
+    entry = getattr(forgetful, name)
     contract.check_repeats(entry, BENCH)
-    with caught:
-        contract.check_resumes(entry, BENCH, tmp_path)
+    contract.check_pure(entry, BENCH)
+    with pytest.raises(AssertionError, match="other numbers"):
+        contract.check_goes_on(f"forgetful:{name}", "2D", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["module", "hashes"])
+def test_a_process_that_is_not_new_sees_none_of_this(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which is why the contract's is."""
+    monkeypatch.setattr(contract, "afresh", lambda function, folder: contract.gone_on(folder))
+    contract.check_goes_on(f"forgetful:{name}", "2D", tmp_path)
+
+
+def test_what_fails_in_the_new_process_is_told(tmp_path: Path) -> None:
+    with pytest.raises(afresh.Elsewhere, match=r"FileNotFoundError.*toy\.json"):
+        afresh.afresh("contract:gone_on", tmp_path)
+    with pytest.raises(afresh.Elsewhere, match="ended with status 9"):
+        afresh.afresh("forgetful:dies", tmp_path)
+
+
+def test_a_round_that_waits_for_all(tmp_path: Path) -> None:
+    """A method that needs every site sits out the round in which one is silent."""
+    with pytest.raises(AssertionError, match="bergen"):
+        contract.check_goes_on("forgetful:impatient", "2D", tmp_path)
 
 
 def test_chance_outside_the_seed() -> None:

@@ -1,5 +1,6 @@
 """Nothing is lost: a run is killed at every event, and goes on from its folder alone to the same bits."""
 
+import hashlib
 import os
 import shutil
 import signal
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from afresh import Elsewhere, afresh
 from fedscan import trees, wire
 from fedscan.averaging import averaging
 from fedscan.engines.local import Local
@@ -26,6 +28,7 @@ from fedscan.site import Site, copy_of, fit
 from fedscan.spec import Leaves, Number
 from fedscan.step import Step
 from fedscan.study import Study
+from tinystudy import write_study
 from toy import same
 from toy import study as toy_study
 
@@ -159,6 +162,46 @@ def test_every_method_killed_at_every_event(name: str, tmp_path: Path) -> None:
         assert rows(folder) == ledger, f"killed at event {k}: another ledger"
         assert max(after.computed.values(), default=0) <= 1
         shutil.rmtree(folder)
+
+
+def launched(folder: Path, watch: Callable[[str, Any], None] = lambda what, value: None) -> str:
+    """The SHA-256 of what is published and of the scores, once the study in ``folder`` has run to its end."""
+    from fedscan.launch import How, launch, models_of
+    from fedscan.ledger import read_record
+    from fedscan.studyfile import load
+
+    how = How(resume=True, report=False, cache=folder / "cache", watch=watch)
+    launch(load(folder / "study.toml"), folder / "run", how)
+    models = [hashlib.sha256(path.read_bytes()).hexdigest() for path in models_of(folder / "run")]
+    return hashlib.sha256(repr((models, read_record(folder / "run").scores)).encode()).hexdigest()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", methods())
+def test_every_method_from_study_file_and_scans_in_a_new_process(name: str, tmp_path: Path) -> None:
+    """As hospitals have it: a study file, scans on disk, and a process killed for good in round 2 of 2."""
+    pooled = get(name).card.pooled
+    silent = "" if pooled else "[run]\nsilent = {east = [2]}\n"
+    for folder in (tmp_path / "whole", tmp_path / "killed"):
+        path = write_study(folder, name, silent)
+        text = path.read_text().replace('preset = "tiny"', 'preset = "tiny"\nnorm = "batch"')
+        path.write_text(text if name != "scaffold" else text.replace("adam", "sgd"))  # its card says why
+    whole = launched(tmp_path / "whole")
+    with pytest.raises(Elsewhere, match="ended with status 9"):
+        afresh("test_resume:killed", tmp_path / "killed")
+    assert 0 < len(rows(tmp_path / "killed" / "run")) < len(rows(tmp_path / "whole" / "run"))
+    assert afresh("test_resume:launched", tmp_path / "killed") == whole
+    assert rows(tmp_path / "killed" / "run") == rows(tmp_path / "whole" / "run")
+
+
+def killed(folder: Path) -> str:
+    """Ends its process as ``kill -9`` does at the first answer of round 2."""
+
+    def kill(what: str, value: Any) -> None:
+        if what == "turn" and value.turn.round == 2 and value.status == "answered":
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return launched(folder, kill)
 
 
 def test_a_committed_turn_is_not_computed_again(tmp_path: Path) -> None:
