@@ -130,6 +130,37 @@ def test_one_step_of_the_paper_preset_on_its_own_grid():
     assert all(not torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
 
 
+# -- MONAI's networks, cut into stages --------------------------------------------------------------------------------
+
+
+def same_logits(ours, theirs, dims):
+    """Whether both give one image of 32 voxels a side the same bits."""
+    x = images(*[32] * dims, batch=1)
+    with torch.no_grad():
+        return torch.equal(ours.eval()(x), theirs.eval()(x))
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_unetr_computes_what_monai_does(dims):
+    from monai.networks.nets import UNETR
+
+    ours = tiny("unetr", dims)
+    torch.manual_seed(0)
+    norm = ("instance", {"affine": True})
+    assert same_logits(ours, UNETR(2, 3, (32,) * dims, 4, 32, 64, 4, norm_name=norm, spatial_dims=dims), dims)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_swin_unetr_computes_what_monai_does(dims):
+    from monai.networks.nets import SwinUNETR
+
+    ours = tiny("swin-unetr", dims)
+    torch.manual_seed(0)
+    sizes = {"feature_size": 12, "depths": (1, 1, 1, 1), "num_heads": (1, 2, 4, 8), "window_size": 2}
+    norm = ("group", {"num_groups": 4})
+    assert same_logits(ours, SwinUNETR(2, 3, **sizes, norm_name=norm, spatial_dims=dims), dims)
+
+
 # -- attention is global (F1.10) ---------------------------------------------------------------------------------------
 
 
