@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -83,10 +84,10 @@ def test_dampened_momentum_is_a_mean() -> None:
     assert w(state)[0] == pytest.approx(1 + 0.1 + 0.19)
 
 
+@pytest.mark.parametrize(("eta", "b1", "b2", "tau"), [(0.1, 0.9, 0.99, 1e-3), (0.3, 0.6, 0.8, 0.05)])
 @pytest.mark.parametrize("name", ["fedadam", "fedyogi", "fedadagrad"])
-def test_adaptive_server_two_rounds(name: str) -> None:
+def test_adaptive_server_two_rounds(name: str, eta: float, b1: float, b2: float, tau: float) -> None:
     """Reddi et al., algorithm 2, in float64; the running variance is averaged and never goes below zero."""
-    eta, b1, b2, tau = 0.1, 0.9, 0.99, 1e-3
     options = {"eta": eta, "beta1": b1, "tau": tau} | ({} if name == "fedadagrad" else {"beta2": b2})
     x, m, v = np.array([1.0, -1.0]), np.zeros(2), np.full(2, tau**2)
     for delta in (np.array([0.5, -0.25]), np.array([0.5, 0.01])):
@@ -129,9 +130,12 @@ def test_fedsgd_is_one_step_on_all_cases() -> None:
         torch.testing.assert_close(small["weights"][k], fedavg["weights"][k], rtol=1e-6, atol=1e-6)
 
 
-def test_fedsgd_differs_from_fedavg_with_momentum_over_two_epochs() -> None:
-    sgd, avg = (Desk(linear_study(n, batch=64, epochs=2, momentum=0.9)).play() for n in ("fedsgd", "fedavg"))
-    assert not torch.equal(sgd["weights"]["1.weight"], avg["weights"]["1.weight"])
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_fedsgd_differs_from_fedavg_by_momentum_alone(momentum: float) -> None:
+    """One step of a whole batch each round: all that is left to differ is momentum, from the second round on."""
+    step = {"batch": 1000, "momentum": momentum, "moments": "kept"}
+    sgd, avg = (Desk(linear_study(name, **step)).play() for name in ("fedsgd", "fedavg"))
+    assert toy.same(dict(sgd["weights"]), dict(avg["weights"])) == (momentum == 0)
 
 
 class Linear(toy.Toy):
@@ -143,6 +147,14 @@ class Linear(toy.Toy):
 
 def linear_study(name: str, options: Mapping[str, Any] | None = None, **step: Any) -> Any:
     return replace(toy.study(get(name).make(options), step=Step(**{"lr": 0.1, "batch": 16, **step})), task=Linear())
+
+
+def gradient(weights: Mapping[str, torch.Tensor], split: Any) -> dict[str, torch.Tensor]:
+    """The gradient of the linear model's mean loss over all cases of a split."""
+    model = Linear().networks["model"]()
+    model.load_state_dict(dict(weights))
+    nn.functional.cross_entropy(model(split.x), split.y).backward()  # type: ignore[no-untyped-call]
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
 def moved_by(mu: float) -> float:
@@ -219,6 +231,29 @@ def test_scaffold_with_one_local_step_is_large_batch_sgd() -> None:
         torch.testing.assert_close(state["weights"][k], v, rtol=1e-5, atol=1e-6)
 
 
+def check_scaffold_correction() -> None:
+    """One whole-batch step, with c and each c_i planted: y - x = -lr (g - c_i + c), and c_i+ - c_i = g - c_i."""
+    desk = Desk(linear_study("scaffold", batch=1000, lr=0.1))
+    state, draw = desk.study.start(), torch.Generator().manual_seed(1)
+
+    def planted() -> Weights:
+        return Weights({k: torch.randn(v.shape, generator=draw) for k, v in state["control"].items()})
+
+    state["control"] = c = planted()
+    own = {name: planted() for name in desk.names}
+    desk.memory = {name: {"control": own[name]} for name in desk.names}
+    desk.study.method.round(desk, state)
+    for asked in desk.asked:
+        c_i = own[asked.turn.site]
+        for k, g in gradient(state["weights"], desk.study.splits(asked.turn.site).train).items():
+            torch.testing.assert_close(asked.reply["update"][k] + 0.1 * g, -0.1 * (c[k] - c_i[k]), rtol=0, atol=1e-6)
+            torch.testing.assert_close(asked.reply["control"][k], g - c_i[k], rtol=0, atol=1e-5)
+
+
+def test_scaffold_corrects_by_c_less_c_i() -> None:
+    check_scaffold_correction()
+
+
 def test_scaffold_server_by_hand() -> None:
     """Two of three sites answer: x moves by eta times the even mean, c by 2/3 of the mean change."""
     change = [Weights({"w": torch.tensor([c, 0.0])}) for c in (3.0, 6.0)]
@@ -261,6 +296,46 @@ def test_cwt_in_an_order_drawn_anew() -> None:
     tour = [n for n, _ in sites.asked]
     assert sorted(tour) == list(names)
     assert tour != list(names)
+
+
+def test_cwt_never_begins_where_it_ended() -> None:
+    """In each of 20 rounds three sites are visited, none of them twice running; drawn afresh, one often is."""
+    names, again = tuple("abc"), dict[str, int]()
+    for order in ("random", "random-no-repeat"):
+        sites = Drawing({n: [{"weights": leaves([0.0, 0.0])}] * 20 for n in names})
+        state: dict[str, Any] = {"weights": leaves([9.0, 9.0])}
+        for sites.round in range(20):
+            state = get("cwt").make({"order": order}).round(sites, state)
+        tour = [n for n, _ in sites.asked]
+        assert all(sorted(tour[i : i + 3]) == list(names) for i in range(0, 60, 3))
+        assert len({tuple(tour[i : i + 3]) for i in range(0, 60, 3)}) > 3
+        again[order] = sum(x == y for x, y in pairwise(tour))
+    assert again["random"] > 0
+    assert again["random-no-repeat"] == 0
+
+
+def test_cwt_remembers_who_held_the_model_last() -> None:
+    """A silent last stop did not hold it; a round without answers forgets nothing; a site alone is visited still."""
+    cwt = get("cwt").make({"order": "random-no-repeat"})
+    silent = Drawing({n: [None] for n in "abc"})
+    state = cwt.round(silent, {"weights": leaves([9.0, 9.0]), "last": "b"})
+    assert state["last"] == "b"
+    tour = [n for n, _ in silent.asked]
+    said = {n: [{"weights": leaves([0.0, 0.0])}] for n in tour}
+    state = cwt.round(Drawing({**said, tour[-1]: [None]}), {"weights": leaves([9.0, 9.0]), "last": "b"})
+    assert state["last"] == tour[-2]
+    alone = Drawing({"a": [{"weights": leaves([0.0, 0.0])}] * 2})
+    cwt.round(alone, cwt.round(alone, {"weights": leaves([9.0, 9.0])}))
+    assert len(alone.asked) == 2
+
+
+class Drawing(Canned):
+    """Canned sites whose draws differ from round to round."""
+
+    round = 0
+
+    def random(self, label: str) -> torch.Generator:
+        return torch.Generator().manual_seed(self.round)
 
 
 def test_cwt_takes_the_moments_along_only_where_the_study_says_so() -> None:

@@ -1,5 +1,6 @@
 """Models that travel from site to site."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -32,6 +33,14 @@ def baggage(reply: Tree) -> Message:
     return {key: reply[key] for key in ("weights", "optimizer") if key in reply}
 
 
+def drawn(names: Sequence[str], draw: torch.Generator, last: str | None = None) -> list[str]:
+    """The names in an order drawn at random, drawn again for as long as ``last`` comes first, if it is not alone."""
+    while True:
+        stops = [names[i] for i in torch.randperm(len(names), generator=draw).tolist()]
+        if stops[0] != last or len(stops) == 1:
+            return stops
+
+
 @card(
     "cwt",
     title="Cyclic weight transfer",
@@ -40,26 +49,32 @@ def baggage(reply: Tree) -> Message:
     year=2018,
     url="https://doi.org/10.1093/jamia/ocy017",
     equation="x <- train_K(... train_2(train_1(x)))",
-    differs="One model visits the sites in turn and is trained at each; nothing is averaged.",
+    differs="One model visits the sites in turn and is trained at each; nothing is averaged, and neither the steps nor "
+    "the loss are matched to a site's share of the cases, as Balachandar et al., JAMIA 2020, do.",
     travels="the model, to each site and back: 4P bytes each way; with travelling moments their bytes too",
     normalisation="travels with the model: statistics are those of the sites visited last",
     reduces=Reduction("local-only", alone=True),
 )
-def cwt(order: Literal["fixed", "random"] = "fixed") -> Method:
+def cwt(order: Literal["fixed", "random", "random-no-repeat"] = "fixed") -> Method:
     """x <- train_K(... train_1(x)): one model visits the sites in turn. Chang et al., JAMIA 2018.
 
-    A site that does not answer is passed over. ``order``: the sites' own, or drawn anew each round.
+    A site that does not answer is passed over.
+
+    order  in which sites are visited: their own, drawn anew each round, or drawn so that no round begins at the site
+           where the model was last trained
     """
 
     def round(sites: Sites, state: State) -> State:
         stops = list(sites.names)
-        if order == "random":
-            stops = [stops[i] for i in torch.randperm(len(stops), generator=sites.random("order")).tolist()]
+        if order != "fixed":
+            stops = drawn(stops, sites.random("order"), state.get("last"))
         luggage: Message = {key: state[key] for key in ("weights", "optimizer") if key in state}
+        last: Message = {}
         for name in stops:
             replies = sites.ask(train_on, luggage, to=[name], need=0)
             if name in replies:
                 luggage = baggage(replies[name])
-        return {**state, **luggage}
+                last = {"last": name} if order == "random-no-repeat" else {}
+        return {**state, **luggage, **last}
 
     return Method(just_weights, round, answers=(train_on,))
