@@ -172,7 +172,8 @@ METHOD = {
     "beta1": "decay of the first moment",
     "beta2": "decay of the second moment",
     "tau": "added below the fraction: how far the server adapts its rate per entry",
-    "order": "in which hospitals are visited: their own, or drawn anew each round",
+    "order": "in which hospitals are visited: their own, drawn anew each round, or drawn so that no round begins where "
+    "the model was last trained",
     "aggregation": "all factors of the weights; all, with the quality that the other hospitals find; the divergence "
     "alone (eq. 17); or cases alone (eq. 13)",
     "a": "how much of a hospital's quality is Dice; the rest is exp(-HD95 / h)",

@@ -12,6 +12,7 @@ from fedscan.method import Message, Method, Tree
 from fedscan.methods.card import Reduction, card
 from fedscan.methods.kinds import Decay, Fraction, NotNegative, Portion, Positive
 from fedscan.parts.extra import pull_to
+from fedscan.parts.norms import own_or_measured
 from fedscan.parts.share import NORMS, without
 from fedscan.parts.step import adaptive, momentum
 from fedscan.parts.weigh import by_cases, equally
@@ -131,14 +132,16 @@ def fedprox(
     equation="x <- x + sum_k (n_k / n) (x_k - x), without normalisation layers",
     differs="Normalisation layers, parameters and statistics, stay at their site.",
     travels="weights without normalisation layers down, their change up: 4P' bytes each way",
-    normalisation="stays at each site; a site that has not trained predicts with the study's first",
+    normalisation="stays at each site; a site that has not trained predicts with statistics of its training images, "
+    "measured anew without labels, and with scales and shifts as the study begins with them",
 )
 def fedbn(norms: Literal["all", "batch"] = "all", **rest: Unpack[Parts]) -> Method:
     """Normalisation layers stay at their site, found by their type. Li et al., ICLR 2021.
 
     norms  all normalisation layers, or only batch normalisation, of which the paper speaks
     """
-    return averaging(**Parts(share=without(*(NORMS if norms == "all" else BATCH))) | rest)
+    layers = NORMS if norms == "all" else BATCH
+    return averaging(**Parts(share=without(*layers), use=own_or_measured(layers)) | rest)
 
 
 @card(
