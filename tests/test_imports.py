@@ -23,7 +23,7 @@ FLOORS = {
     "engines": ("engines",),
     "the loop": ("run",),
     "what is shown": ("report", "live"),
-    "studies carried out": ("studyfile", "launch", "predict", "compare", "demo"),
+    "studies carried out": ("studyfile", "disk", "launch", "predict", "compare", "demo"),
     "commands": ("cli", "__main__"),
 }
 HEIGHT = {room: height for height, rooms in enumerate(FLOORS.values()) for room in rooms}

@@ -6,7 +6,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from fedscan.launch import How, describe, free, launch, models_of, ready, report
+from fedscan.disk import room_in
+from fedscan.launch import How, describe, free, launch, models_of, prepared, ready, report
 from fedscan.ledger import Record, ScoreRow, opened, read_record
 from fedscan.live import Show
 from fedscan.report.comparison import mean_sent, pooled_seeds
@@ -15,7 +16,7 @@ from fedscan.report.tables import final, home
 from fedscan.report.words import interval, number
 from fedscan.run import Problem
 from fedscan.statistics import by_site, holm, macro, paired, within, worst
-from fedscan.studyfile import Cases, StudyFile, build, load, read_cases
+from fedscan.studyfile import Cases, StudyFile, build, load
 from fedscan.tasks.metrics import HD95
 
 Runs = dict[str, list[Record]]
@@ -52,21 +53,23 @@ def compare(
     cases: dict[int, Cases] = {}
     for (name, seed), file in plan.items():
         if seed not in cases:
-            cases[seed] = read_cases(file, how.cache, how.tell)
+            cases[seed] = prepared(file, how)
         one(file, out / name / str(seed), cases[seed], how)
     runs: Runs = {name: [] for name in methods}
     for name, seed in plan:
         folder = out / name / str(seed)
         report(folder, how.tell, {other: out / other / str(seed) for other in methods if other != name})
         runs[name].append(read_record(folder))
-    return write_comparison(runs, out), runs
+    with room_in(out):
+        return write_comparison(runs, out), runs
 
 
 def one(file: StudyFile, folder: Path, cases: Cases, how: How) -> None:
     """One run of the comparison; a finished one of the same study is left as it is."""
     how = replace(how, resume=True, report=False)
     if finished(folder):
-        describe(file, cases, build(file, cases), folder, how)  # refuses another study
+        with room_in(folder):
+            describe(file, cases, build(file, cases), folder, how)  # refuses another study
         return
     with Show(cases.rows, file.rounds, title=f"{file.method}, seed {file.top.seed}") as show:
         launch(file, folder, replace(how, watch=show), cases)

@@ -5,9 +5,10 @@ from importlib.resources import as_file, files
 from pathlib import Path
 
 from fedscan.data.simulate import HONESTY, write_hospitals
-from fedscan.launch import How, launch
+from fedscan.disk import room_in
+from fedscan.launch import How, launch, prepared
 from fedscan.live import Show
-from fedscan.studyfile import load, read_cases
+from fedscan.studyfile import load
 
 
 def demo(folder: Path, *, hard_site: bool = False, seed: int = 0) -> Path:
@@ -19,10 +20,11 @@ def demo(folder: Path, *, hard_site: bool = False, seed: int = 0) -> Path:
     print(f"{HONESTY} Nothing is downloaded.", flush=True)
     data = folder / "hospitals"
     if not (data / "cases.csv").exists():
-        write_hospitals(data, seed, hard_site)
+        with room_in(folder):
+            write_hospitals(data, seed, hard_site)
     with as_file(files("fedscan.data") / "assets" / "demo.toml") as path:
         file = load(path, [f"seed={seed}"], data)
-    cases = read_cases(file, folder / "cache")
+    cases = prepared(file, How(cache=folder / "cache"))
     with Show(cases.rows, file.rounds, title=file.name) as show:
         how = How(resume=True, workers=min(2, os.cpu_count() or 1), cache=folder / "cache", watch=show,
                   command=command(hard_site, seed))  # fmt: skip

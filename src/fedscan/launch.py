@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from fedscan import wire
+from fedscan.disk import room_in
 from fedscan.engines.local import Local
 from fedscan.engines.workers import Workers
 from fedscan.journal import Journal
@@ -25,7 +26,7 @@ from fedscan.run import Problem, Watch, run
 from fedscan.schema import Weights, schema_of
 from fedscan.study import Study
 from fedscan.studyfile import Cases, StudyFile, build, devices, read_cases, try_out
-from fedscan.studyfile.cases import Tell, classes_of, fingerprint, flat, silent
+from fedscan.studyfile.cases import Tell, cache_folder, classes_of, fingerprint, flat, silent
 from fedscan.studyfile.file import NOT_HASHED
 
 PACKAGES = ("fedscan", "torch", "monai", "numpy", "scipy", "nibabel")
@@ -62,19 +63,26 @@ def launch(file: StudyFile, folder: Path, how: How = How(), cases: Cases | None 
     own), overlays and report.html. Baselines that the study names run in ``folder/baselines``.
 
     Raises Problem where the folder holds another run, or file and data do not fit; Absent where the study stops when a
-    site is missing. What is in the folder by then is not lost: with ``resume`` the run goes on.
+    site is missing; DiskFull. What is in the folder by then is not lost: with ``resume`` the run goes on.
     """
     free(folder, how.resume)
     others = ready(file)
-    cases = cases or read_cases(file, how.cache, how.tell)
+    cases = cases or prepared(file, how)
     study = build(file, cases)
-    describe(file, cases, study, folder, how)
-    for other in others:
-        baseline(other, cases, folder / "baselines" / other.method, how)
-    begin(file, study, how)
-    carry_out(study, folder, how)
-    keep(study, folder)
+    with room_in(folder):
+        describe(file, cases, study, folder, how)
+        for other in others:
+            baseline(other, cases, folder / "baselines" / other.method, how)
+        begin(file, study, how)
+        carry_out(study, folder, how)
+        keep(study, folder)
     return report(folder, how.tell) if how.report else folder
+
+
+def prepared(file: StudyFile, how: How) -> Cases:
+    """The cases of a study, read and put into the cache. Raises as ``read_cases`` does, and DiskFull."""
+    with room_in(how.cache or cache_folder()):
+        return read_cases(file, how.cache, how.tell)
 
 
 def free(folder: Path, resume: bool) -> None:
@@ -163,10 +171,10 @@ def describe(file: StudyFile, cases: Cases, study: Study, folder: Path, how: How
         journal.commit()
     finally:
         journal.close()
-    if file.text:
-        (folder / "study.toml").write_text(file.text, encoding="utf-8")
     tree = {**file.resolved(), "numerics": file.numerics(), "hash": file.hash}
-    (folder / "study.json").write_text(json.dumps(tree, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+    told = {"study.json": json.dumps(tree, indent=1, sort_keys=True, ensure_ascii=False) + "\n"}
+    for name, text in (told | ({"study.toml": file.text} if file.text else {})).items():
+        wire.replace_file(folder / name, lambda out, text=text: out.write(text.encode()))  # type: ignore[misc]
 
 
 def hold_to(file: StudyFile, facts: dict[str, Any], known: dict[str, str], folder: Path, how: How) -> None:
@@ -262,11 +270,15 @@ def keep(study: Study, folder: Path) -> None:
 
 
 def report(folder: Path, tell: Tell = silent, beside: Mapping[str, Path] | None = None) -> Path:
-    """Writes the report of the run in ``folder`` and returns its path; ``beside`` as in ``read_record``."""
+    """Writes the report of the run in ``folder`` and returns its path; ``beside`` as in ``read_record``.
+
+    Raises DiskFull.
+    """
     from fedscan.report.page import write_report
 
     tell("writing the report", 0, 1)
-    path = write_report(read_record(folder, beside), folder)
+    with room_in(folder):
+        path = write_report(read_record(folder, beside), folder)
     tell("writing the report", 1, 1)
     return path
 

@@ -241,8 +241,12 @@ def save(overlay: Overlay, path: Path) -> Path:
     """Keeps an overlay as plain arrays; the image in half precision."""
     about = {"site": overlay.site, "case": overlay.case, "rank": overlay.rank, "dice": overlay.dice,
              "spacing": overlay.spacing}  # fmt: skip
-    np.savez_compressed(
-        path, about=np.array(json.dumps(about)), image=overlay.image.astype(np.float16).astype(np.float32),
-        reference=overlay.reference, prediction=overlay.prediction,
+    image = overlay.image.astype(np.float16).astype(np.float32)
+    wire.replace_file(
+        path,
+        lambda file: np.savez_compressed(
+            file, about=np.array(json.dumps(about)), image=image,
+            reference=overlay.reference, prediction=overlay.prediction,
+        ),
     )  # fmt: skip
     return path

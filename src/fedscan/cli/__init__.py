@@ -10,7 +10,7 @@ from fedscan.cli.common import outcome
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs one command and exits: 0, or 2 with one sentence on stderr, or 3 where sites are missing, or 130."""
+    """Runs one command and exits: 0, or 2 with one sentence on stderr, or 3 where it can be gone on with, or 130."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, stop)
     sys.exit(outcome(app, sys.argv[1:] if arguments is None else arguments))

@@ -50,16 +50,16 @@ def run(
     json: JSON = False,
 ) -> None:
     """Run a study; the folder then holds its record, its model and its report."""
-    from fedscan.launch import How, free, launch, ready
+    from fedscan.launch import How, free, launch, prepared, ready
     from fedscan.live import Show
-    from fedscan.studyfile import load, read_cases
+    from fedscan.studyfile import load
 
     file = load(study, settings(set_, device), data)
     folder = out or Path("runs") / file.folder
     free(folder, resume)
     ready(file)
     try:
-        cases = read_cases(file, cache, common.progress)
+        cases = prepared(file, How(cache=cache, tell=common.progress))
         left_out(cases.rows)
         with Show(cases.rows, file.rounds, title=file.name) as show:
             how = How(

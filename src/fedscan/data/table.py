@@ -85,11 +85,12 @@ def write_table(manifest: Manifest, path: Path, outside: bool = False) -> Path:
         + [case.extra.get(name, "") for name in extras]
         for case in manifest.cases
     ]
-    with path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file, lineterminator="\n").writerows(table)
     facts = {"labels": dict(manifest.labels), "intensity": manifest.intensity}
     path.with_suffix(".json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-    return path
+    draft = path.with_suffix(".csv.partial")  # a table that is cut short would be one of fewer cases
+    with draft.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file, lineterminator="\n").writerows(table)
+    return draft.replace(path)
 
 
 def columns(path: Path) -> list[str]:
