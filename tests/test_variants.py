@@ -90,8 +90,8 @@ def test_moments(variant: str) -> None:
 
 @pytest.mark.slow
 @every_variant
-def test_killed_at_every_event(variant: str, tmp_path: Path) -> None:
-    check_resumes(variant, tmp_path, 1)
+def test_killed_at_every_third_event(variant: str, tmp_path: Path) -> None:
+    check_resumes(variant, tmp_path, 3)
 
 
 @pytest.mark.parametrize("variant", ["cross-scored, coded both ways", "threshold, coded both ways", "stragglers"])
