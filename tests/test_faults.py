@@ -19,6 +19,7 @@ from contract import Desk, faulty
 from fedscan import trees
 from fedscan.averaging import averaging, mean
 from fedscan.method import Message, Method, Replies, Sites, State
+from fedscan.methods import scaffold
 from fedscan.methods.registry import Entry, get
 from fedscan.methods.travelling import train_on
 from fedscan.parts.channel import sparse
@@ -28,6 +29,7 @@ from fedscan.parts.step import momentum, take
 from fedscan.parts.weigh import by_cases, equally
 from fedscan.schema import Kind, Weights
 from fedscan.site import Batch, Extra, Outputs, Site, load
+from fedscan.site import fit as plain_fit
 
 torch.set_num_threads(1)
 caught = pytest.raises(AssertionError)
@@ -190,6 +192,25 @@ def test_scaffold_whose_sites_forget() -> None:
     test_equations.check_scaffold_controls(get("scaffold").make())
     with caught:
         test_equations.check_scaffold_controls(get("scaffold").make(), desk=Forgetful)
+
+
+@pytest.mark.parametrize("sign", [-1, 0])
+def test_scaffold_with_another_correction(sign: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sites that step by g + c_i - c, or by g alone, and tell the truth about their variates."""
+
+    def fit(site: Site, model: nn.Module, correct: Any) -> Any:
+        def otherwise(model: nn.Module) -> None:
+            before = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+            correct(model)
+            for p, g in zip(model.parameters(), before, strict=True):
+                p.grad = g + sign * (p.grad - g)
+
+        return plain_fit(site, model, correct=otherwise)
+
+    monkeypatch.setattr(scaffold, "fit", fit)
+    test_equations.check_scaffold_controls(get("scaffold").make())  # which is why nobody saw it
+    with caught:
+        test_equations.check_scaffold_correction()
 
 
 # -- runs ------------------------------------------------------------------------------------------------------------
