@@ -242,6 +242,22 @@ def test_what_is_declared_and_in_no_case_is_warned_of(tmp_path):
     assert silent.warnings == (), "without any label map, nothing is to be said of labels"
 
 
+def test_label_values_are_counted_by_case(tmp_path):
+    """By hand: 1 is in a and b, 2 in a alone, 7 in c; d cannot be used."""
+    cases = []
+    for name, values in (("a", (1, 1, 2)), ("b", (1,)), ("c", (7,)), ("d", (9,))):
+        t1 = write(tmp_path / f"{name}.nii", image(0))
+        cases.append(Case(name, name, "n", {"t1": t1}, write(tmp_path / f"{name}_l.nii", label(*values))))
+    (tmp_path / "d.nii").write_bytes(b"")
+    found = check(Manifest(tmp_path, ("t1",), tuple(cases)), limit=1)
+    assert found.values == {1: 2, 2: 1, 7: 1}
+    assert found.warnings == (
+        "Nothing says what the label values 1, 2, 7 mean: name them in [task] labels of the study.",
+    )
+    named = check(Manifest(tmp_path, ("t1",), tuple(cases[:2]), {"core": 1, "rim": 2}))
+    assert (named.values, named.warnings) == ({1: 2, 2: 1}, ())
+
+
 def test_the_row_of_a_site(tmp_path):
     spacing = (1.0, 2.0, 3.0)
     cases = []

@@ -18,7 +18,8 @@ from safetensors.numpy import load_file
 from fedscan.cli import main
 from fedscan.launch import How, launch
 from fedscan.ledger import read_record
-from fedscan.studyfile import load
+from fedscan.studyfile import load, read_cases
+from nifti import image, label, write
 from shared import shared
 from tinystudy import write_study
 
@@ -332,6 +333,54 @@ def test_a_check_warns_of_what_is_in_no_case(fedscan: Command, done: Path, tmp_p
     found = json.loads(fedscan("data", "check", "scans", "--study", "other.toml", "--json").out)
     assert [sentence.partition(" is in none ")[0] for sentence in found["warnings"]] == ["Label 'shell' (value 7)"]
     assert "warning" not in fedscan("data", "check", done / "scans", "--study", study).out
+
+
+def test_a_folder_is_written_as_a_table_to_put_hospitals_into(fedscan: Command, tmp_path: Path) -> None:
+    for i, values in enumerate(((1,), (1, 2), (2, 2))):
+        write(tmp_path / "lits" / f"volume-{i}.nii", image(i) * 100)
+        write(tmp_path / "lits" / f"segmentation-{i}.nii", label(*values))
+    said = fedscan("data", "check", "lits")
+    assert "label values: 1 (liver) in 2 cases, 2 (tumour) in 2 cases\n" in said.out
+    assert 'warning: The scans are CT, in Hounsfield units, and normalise = "zscore" scales each by its own' in said.out
+    elsewhere = fedscan("data", "check", "lits", "--write", write(tmp_path / "x" / "y.nii", image()).with_name("t.csv"))
+    refused(elsewhere, "does not lie below")
+    assert "as files of a table must: write lits/t.csv" in elsewhere.err
+    assert not (tmp_path / "x" / "t.csv").exists()
+    said = fedscan("data", "check", "lits", "--write", "lits")
+    assert said.code == 0
+    assert "lits/cases.csv lists 3 cases, and cases.json their labels. Now put each case's hospital into" in said.out
+    assert "the column site (it holds 'all')" in said.out
+    table = Path("lits/cases.csv")
+    table.write_text(table.read_text().replace("volume-2,all,", "volume-2,north,"))
+    found = json.loads(fedscan("data", "check", "lits/cases.csv", "--json").out)
+    assert [(row["site"], row["used"]) for row in found["sites"]] == [("all", 2), ("north", 1)]
+    assert found["labels"] == {"liver": 1, "tumour": 2}
+    assert [(v["value"], v["name"], v["cases"]) for v in found["label_values"]] == [(1, "liver", 2), (2, "tumour", 2)]
+    refused(fedscan("data", "check", "lits", "--write", "lits/cases.csv"), "lits/cases.csv exists already, and is not")
+    Path("lits/dataset.json").write_text("{}")
+    refused(fedscan("data", "check", "lits", "--write", "lits/dataset.csv"), "lits/dataset.json exists already")
+    assert Path("lits/dataset.json").read_text() == "{}"
+
+
+def test_scans_in_a_unit_and_a_scheme_without_one_are_noted(fedscan: Command, tmp_path: Path) -> None:
+    """In the check, in the run and at the head of the report; a scheme that suits them says nothing."""
+    study = write_study(tmp_path)
+    Path("scans/cases.json").write_text('{"labels": {"ball": 1}, "intensity": "ct"}')
+    sentence = 'The scans are CT, in Hounsfield units, and normalise = "zscore" scales each by its own mean'
+    assert sentence in fedscan("data", "check", "scans", "--study", study).out
+    suited = tmp_path / "window.toml"
+    window = 'normalise = "ct"\nct_window = [-1.0, 4.0]\n'
+    suited.write_text(study.read_text().replace("[data]\n", f"[data]\n{window}"))
+    assert "warning" not in fedscan("data", "check", "scans", "--study", suited).out
+    said = fedscan("run", study, "--set", "train.rounds=1")
+    assert said.code == 0
+    assert f"note: {sentence}" in said.err
+    assert any(note.startswith(sentence) for note in read_record(tmp_path / "runs" / "balls").notes)
+    assert read_cases(load(suited), tmp_path / "cache").notes == ()
+    Path("scans/cases.json").write_text('{"labels": {"ball": 1}, "intensity": "mri"}')
+    assert read_cases(load(study), tmp_path / "cache").notes == ()
+    (note,) = read_cases(load(suited), tmp_path / "cache").notes
+    assert note.startswith('The scans are MRI, whose intensities have no unit, and normalise = "ct"')
 
 
 def test_tables_as_text(fedscan: Command, done: Path) -> None:

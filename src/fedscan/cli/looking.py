@@ -104,26 +104,37 @@ def check(
     study: Annotated[
         Path | None, typer.Option(metavar="STUDY.toml", help="Look for the sequences and labels of this study.")
     ] = None,
+    write: Annotated[
+        Path | None, typer.Option(metavar="CASES.csv", help="Write the cases as a table, to put hospitals into.")
+    ] = None,
     json: JSON = False,
 ) -> None:
     """Open every file of every case, and say which cases can be used and why others cannot."""
     from fedscan.data.check import TooManyLeftOutError
     from fedscan.data.check import check as look
     from fedscan.data.manifest import read_manifest
+    from fedscan.data.preprocess import unsuited
+    from fedscan.report.words import plural
 
     manifest = read_manifest(folder)
+    next_ = table_of(manifest, write) if write else ""
+    scheme: Any = "zscore"
     if study:
-        manifest = as_read_by(study, folder, manifest)
+        manifest, scheme = as_read_by(study, folder, manifest)
     failed = None
     try:
         found = look(manifest, require or (), limit, labels)
     except TooManyLeftOutError as e:
         found, failed = e.catalogue, e
     left = [{"case": c.name, "site": c.site, "code": r.code, "why": r.sentence} for c, r in found.left_out]
+    odd = unsuited(manifest.intensity, scheme)
+    warnings = [*found.warnings, *([odd] if odd else [])]
+    names = {value: name for name, value in manifest.labels.items()}
+    values: list[Any] = [{"value": v, "name": names.get(v), "cases": n} for v, n in found.values.items()]
     if json:
         facts = {"layout": manifest.layout, "sequences": manifest.sequences, "labels": manifest.labels}
         sites = [vars(row) for row in found.sites]
-        common.print_json({**facts, "sites": sites, "left_out": left, "warnings": found.warnings})
+        common.print_json({**facts, "label_values": values, "sites": sites, "left_out": left, "warnings": warnings})
     else:
         print(f"{manifest.layout}: {found.expected} cases, {len(found.used)} usable\n")
         rows = [
@@ -131,16 +142,38 @@ def check(
             for r in found.sites
         ]
         common.print_table(("site", "cases", "usable", "subjects", "labelled", "sequences", "mm (x, y, z)"), rows)
+        if values:
+            said = (f"{v['value']} ({v['name'] or 'no name'}) in {plural(v['cases'], 'case')}" for v in values)
+            print(f"\nlabel values: {', '.join(said)}")
         for case in left:
             print(f"left out: {case['case']} of {case['site']}: {case['why']}")
-        for warning in found.warnings:
+        for warning in warnings:
             print(f"warning: {warning}")
+        print(next_, end="")
     if failed:
         raise failed
 
 
+def table_of(manifest: Any, path: Path) -> str:
+    """Writes the cases as a table that does not exist yet, and returns what to do with it."""
+    from fedscan.data.manifest import write_manifest
+    from fedscan.report.words import plural
+
+    path = path / "cases.csv" if path.is_dir() else path
+    for file in (path, path.with_suffix(".json")):
+        if file.exists():
+            raise ValueError(f"{file} exists already, and is not written over: give --write another name.")
+    write_manifest(manifest, path)
+    sites = ", ".join(repr(site) for site in manifest.sites)
+    return (
+        f"\n{path} lists {plural(len(manifest.cases), 'case')}, and {path.with_suffix('.json').name} their labels. Now "
+        f"put each case's hospital into the column site (it holds {sites}), and give all cases of one person the same "
+        f"name in the column subject; then name the table as cases in the study's [data], or with --data {path}.\n"
+    )
+
+
 def as_read_by(study: Path, folder: Path, manifest: Any) -> Any:
-    """The manifest with the sequences and the labels that a study names, where it names any."""
+    """The manifest with the sequences and the labels that a study names, where it names any; and how it normalises."""
     from dataclasses import replace
 
     from fedscan.studyfile import load
@@ -149,7 +182,8 @@ def as_read_by(study: Path, folder: Path, manifest: Any) -> Any:
     file = load(study, (), folder)
     named = file.tables["task"].labels
     labels = flat(named) if named else manifest.labels
-    return replace(manifest, sequences=file.data.sequences or manifest.sequences, labels=labels)
+    read = replace(manifest, sequences=file.data.sequences or manifest.sequences, labels=labels)
+    return read, file.data.normalise
 
 
 def several(counts: dict[str, int]) -> str:

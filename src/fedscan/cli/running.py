@@ -61,6 +61,8 @@ def run(
     try:
         cases = prepared(file, How(cache=cache, tell=common.progress))
         left_out(cases.rows)
+        for note in cases.notes:
+            common.complain(f"note: {note}")
         with Show(cases.rows, file.rounds, title=file.name) as show:
             how = How(
                 resume, strict, workers, other_numerics,

@@ -2,8 +2,9 @@
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fedscan.data.examine import TOLERANCE, Facts, Fault, Reason, examine
 from fedscan.data.records import Case, Manifest
@@ -33,13 +34,15 @@ class SiteRow:
 class Catalogue:
     """The outcome of a check: cases to use, cases left out with their reasons, and a row per site (sorted).
 
-    `warnings` are sentences on what is declared and in no case that can be used: a label, or a sequence.
+    `values` says in how many of the used cases each label value above 0 is found. `warnings` are sentences on what is
+    declared and in no case that can be used, a label or a sequence, and on label values that nothing names.
     """
 
     used: tuple[Case, ...]
     left_out: tuple[tuple[Case, Reason], ...]
     sites: tuple[SiteRow, ...]
     warnings: tuple[str, ...] = ()
+    values: Mapping[int, int] = field(default_factory=dict, hash=False)
 
     @property
     def expected(self) -> int:
@@ -83,7 +86,9 @@ def check(
             left_out.append((case, fault.reason))
     used = tuple(case for case in manifest.cases if case.name in facts)
     rows = tuple(_site_row(manifest, site, facts) for site in manifest.sites)
-    catalogue = Catalogue(used, tuple(left_out), rows, (*_unseen_sequences(manifest, used), *_unseen(manifest, facts)))
+    values = _values(facts)
+    warnings = (*_unseen_sequences(manifest, used), *_unseen(manifest, facts), *_unnamed(manifest, values))
+    catalogue = Catalogue(used, tuple(left_out), rows, warnings, values)
     if len(left_out) > allowed or not used:
         case, reason = left_out[0]
         raise TooManyLeftOutError(
@@ -119,6 +124,20 @@ def _unseen(manifest: Manifest, facts: Mapping[str, Facts]) -> list[str]:
         for name, value in manifest.labels.items()
         if volumes and not any(found.get(value) for found in volumes)
     ]
+
+
+def _values(facts: Mapping[str, Facts]) -> dict[int, int]:
+    """How many label maps hold each value above 0, by value."""
+    found = Counter(value for of in facts.values() for value, size in (of.volumes or {}).items() if size)
+    return dict(sorted(found.items()))
+
+
+def _unnamed(manifest: Manifest, values: Mapping[int, int]) -> list[str]:
+    """A warning where label maps hold values and nothing says what any value means."""
+    if manifest.labels or not values:
+        return []
+    found = ", ".join(map(str, values))
+    return [f"Nothing says what the label values {found} mean: name them in [task] labels of the study."]
 
 
 def _site_row(manifest: Manifest, site: str, facts: Mapping[str, Facts]) -> SiteRow:

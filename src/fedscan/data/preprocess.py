@@ -108,6 +108,21 @@ class Prepared:
     affine: NDArray[np.float64]
 
 
+def unsuited(intensity: str | None, scheme: Scheme) -> str:
+    """Says that a scheme does not suit what scans measure ("ct", "mri", None: unknown); "" where it does."""
+    if intensity == "ct" and scheme in ("zscore", "zscore-foreground"):
+        return (
+            f'The scans are CT, in Hounsfield units, and normalise = "{scheme}" scales each by its own mean, so that a '
+            'unit means something else in every scan: set normalise = "ct" and ct_window = [low, high] in [data].'
+        )
+    if intensity == "mri" and scheme == "ct":
+        return (
+            'The scans are MRI, whose intensities have no unit, and normalise = "ct" scales all of them alike: set '
+            'normalise = "zscore" or "zscore-foreground" in [data].'
+        )
+    return ""
+
+
 def prepare(case: Case, recipe: Recipe, cache: Path, verify: bool = False) -> Prepared:
     """The case as ``recipe`` says, from ``cache`` where it is there and sound, else computed and put there.
 

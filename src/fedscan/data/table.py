@@ -75,7 +75,9 @@ def write_table(manifest: Manifest, path: Path, outside: bool = False) -> Path:
             return absolute.relative_to(home).as_posix()
         if outside:
             return absolute.as_posix()
-        raise ValueError(f"{path}: {file} does not lie below {home}; write the table there (or allow outside=True).")
+        raise ValueError(
+            f"{path}: {file} does not lie below {home}, as files of a table must: write {manifest.root / path.name}."
+        )
 
     table = [["case", "subject", "site", *manifest.sequences, "label", *extras]]
     table += [

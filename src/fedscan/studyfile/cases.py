@@ -12,7 +12,7 @@ from fedscan.data.cache import hash_of
 from fedscan.data.check import Catalogue, check
 from fedscan.data.manifest import read_manifest
 from fedscan.data.partition import SPLITS, partition, split
-from fedscan.data.preprocess import Prepared, Recipe, prepare
+from fedscan.data.preprocess import Prepared, Recipe, prepare, unsuited
 from fedscan.data.records import Case, Manifest
 from fedscan.ledger import SiteRow
 from fedscan.run import Problem
@@ -117,6 +117,8 @@ def read_cases(file: StudyFile, cache: Path | None = None, tell: Tell = silent) 
             left.add(case, e)
     tell("preparing cases", len(catalogue.used), len(catalogue.used))
     hold_to_limit(file, catalogue, len(ready), left)
+    if note := unsuited(manifest.intensity, recipe.normalise):
+        notes += (note,)
     kept = dealt(file, [case for case in catalogue.used if case.name in ready], sequences)
     files = {case.name: hashes(case, sequences, cache / "cases") for case in kept}
     return replace(divided(file, kept, ready, left, manifest, (sequences, labels, recipe), notes, about), files=files)
