@@ -398,22 +398,70 @@ def check_refuses_strangers(entry: Entry[Any], bench: Bench) -> None:
             raise AssertionError(f"{question!r} was answered")
 
 
+def leaf_bytes(tree: Tree | Message) -> int:
+    """The bytes of a tree's leaves on the wire, without the names and numbers in its header."""
+    parcel = wire.pack(tree)
+    return parcel.nbytes - len(parcel.header)
+
+
+def bytes_said(entry: Entry[Any], state: State, options: Mapping[str, Any]) -> tuple[int, int]:
+    """The bytes down and up by the card, of the leaves that are published."""
+    some = published({**state, "news": {}}, "cairo")["weights"]
+    schema = (some if isinstance(some, Weights) else some["cairo"]).schema
+    return entry.card.down(schema, options), entry.card.up(schema, options)
+
+
+def frame(expected: int) -> int:
+    """What zstd adds where there is nothing to gain."""
+    return expected // 256 + 32
+
+
 def check_bytes(entry: Entry[Any], bench: Bench) -> None:
-    """An answer takes no more bytes than the card's formula, and without coding as many; names and numbers apart."""
+    """Messages and answers take the bytes of the card's formulas, coded answers no more; names and numbers apart."""
     options = entry.resolve({})
     desk = Desk(study_of(entry, bench, rounds=1))
-    state = desk.play()
-    some = published(state, "cairo")["weights"]
-    weights: Weights = some if isinstance(some, Weights) else some["cairo"]
-    expected = entry.card.up(weights.schema, options)
+    down, up = bytes_said(entry, desk.play(), options)
     for asked in desk.asked:
-        parcel = wire.pack(asked.reply)
-        leaves = parcel.nbytes - len(parcel.header)
-        frame = expected // 256 + 32  # what zstd adds where there is nothing to gain
-        assert leaves <= expected + frame, f"{leaves} bytes, and the card says {expected}"
+        leaves = leaf_bytes(asked.reply)
+        assert leaves <= up + frame(up), f"{leaves} bytes up, and the card says {up}"
         if options.get("bits", 32) == 32 and options.get("fraction", 1) == 1:
-            assert leaves == expected, f"{leaves} bytes, and the card says {expected}"
-        assert len(parcel.header) < 400 + 200 * len(weights) * 2
+            assert leaves == up, f"{leaves} bytes up, and the card says {up}"
+        leaves = leaf_bytes(asked.message)
+        assert abs(leaves - down) <= 0.01 * down, f"{leaves} bytes down, and the card says {down}"
+        assert len(wire.pack(asked.reply).header) < 400 + 200 * len(desk.study.travelling) * 2
+    if "bits" in options:
+        check_coded_bytes(entry, bench)
+
+
+class Noise:
+    """A task whose gradients are even noise, the same for every batch: in 8 bits, nothing can be packed further."""
+
+    def __init__(self, task: Any) -> None:
+        self.task, self.networks = task, task.networks
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.task, name)
+
+    def outputs(self, model: nn.Module, batch: Any) -> dict[str, Tensor]:
+        draw = torch.Generator().manual_seed(0)
+        push = [(p * (2 * torch.rand(p.shape, generator=draw) - 1)).sum() for p in model.parameters()]
+        return {**self.task.outputs(model, batch), "push": torch.stack(push).sum()}
+
+    def loss(self, out: Mapping[str, Tensor], batch: Any) -> Tensor:
+        return out["push"]
+
+
+def check_coded_bytes(entry: Entry[Any], bench: Bench) -> None:
+    """Noise in 8 bits takes, both ways, what the card says: no more, and no more than 1 % less."""
+    options = entry.resolve({"fraction": 1.0, "bits": 8, "down_fraction": 1.0, "down_bits": 8})
+    study = study_of(entry, bench, options)
+    desk = Desk(replace(study, task=Noise(study.task)))
+    down, up = bytes_said(entry, desk.play(), options)
+    changes = [asked.message for asked in desk.asked if "change" in asked.message]
+    assert len(changes) == len(desk.names), "sites that hold the first round's model are sent its change"
+    sizes = [(leaf_bytes(asked.reply), up) for asked in desk.asked] + [(leaf_bytes(m), down) for m in changes]
+    for leaves, said in sizes:
+        assert 0.99 * said <= leaves <= said + frame(said), f"{leaves} bytes of noise, and the card says {said}"
 
 
 def check_moments(entry: Entry[Any], bench: Bench, step: Step) -> None:

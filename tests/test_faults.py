@@ -20,14 +20,16 @@ from fedscan import trees
 from fedscan.averaging import averaging, mean
 from fedscan.method import Message, Method, Replies, Sites, State
 from fedscan.methods import scaffold
+from fedscan.methods.card import dense
 from fedscan.methods.registry import Entry, get
+from fedscan.methods.segnet import coded
 from fedscan.methods.travelling import train_on
 from fedscan.parts.channel import sparse
 from fedscan.parts.extra import pull_to
 from fedscan.parts.share import everything, parameters
 from fedscan.parts.step import momentum, take
 from fedscan.parts.weigh import by_cases, equally
-from fedscan.schema import Kind, Weights
+from fedscan.schema import Kind, Schema, Weights
 from fedscan.site import Batch, Extra, Outputs, Site, load
 from fedscan.site import fit as plain_fit
 
@@ -304,6 +306,29 @@ def test_a_reduction_that_is_only_nearly_so() -> None:
 def test_more_bytes_than_the_card_says() -> None:
     with caught:
         contract.check_bytes(instead("fedavg-compressed", averaging(channel=sparse(0.5, 8))), BENCH)
+
+
+def fewer(schema: Schema, options: Mapping[str, Any]) -> int:
+    return coded(schema, options) * 9 // 10
+
+
+def more(schema: Schema, options: Mapping[str, Any]) -> int:
+    return coded(schema, options) * 11 // 10
+
+
+@pytest.mark.parametrize(
+    "card",
+    [
+        get("scaffold").variant(down=dense),
+        get("fedbn").variant(down=lambda schema, options: dense(schema, options) + 64),
+        get("fedavg-compressed").variant(up=fewer),
+        get("fedavg-compressed").variant(up=more),
+        get("fedavg-compressed").variant(down=dense),
+    ],
+)
+def test_a_card_that_says_other_bytes(card: Entry[Any]) -> None:
+    with caught:
+        contract.check_bytes(card, BENCH)
 
 
 def test_steps_that_lead_nowhere() -> None:

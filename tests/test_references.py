@@ -13,7 +13,7 @@ from contract import Desk
 from fedscan.method import published
 from fedscan.methods.registry import get
 from fedscan.parts.norms import own_or_measured
-from fedscan.schema import weights_of
+from fedscan.schema import Kind, weights_of
 from fedscan.site import Splits, copy_of
 from fedscan.step import Step
 from fedscan.study import Turn, respond
@@ -114,8 +114,10 @@ def test_fedbn_measures_the_norms_of_a_site_that_has_not_trained() -> None:
 
 
 def test_fedbn_counts_every_batch_the_same() -> None:
-    """Of equal batches, the mean of means is the mean; a running mean that forgets is not."""
+    """Of equal batches, the mean of means is the mean, whatever the study begins with; a mean that forgets is not."""
     desk, state, name = newcomer(batch=16)
+    for leaf in desk.slots.first().of(Kind.STATISTIC, Kind.COUNTER).values():
+        leaf.fill_(9)
     model: Any = desk.predictor(state, name)
     with torch.no_grad():
         seen = model.conv1(desk.study.splits(name).train.x)

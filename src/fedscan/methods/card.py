@@ -15,7 +15,7 @@ from fedscan.schema import Kind, Schema
 from fedscan.step import Moments, Step
 
 Family = Literal["averaging", "control variates", "travelling", "reference", "fedsegnet"]
-Bytes = Callable[[Schema, Mapping[str, Any]], int]  # (the leaves that travel, the hyperparameters) -> bytes per answer
+Bytes = Callable[[Schema, Mapping[str, Any]], int]  # (the leaves that travel, the hyperparameters) -> bytes a message
 P = ParamSpec("P")
 CLIENTS = (
     "clients"  # sites per round; methods that take the parts of ``averaging`` get it from a study file as ``pick``
@@ -60,7 +60,8 @@ class Card:
     equation       the paper's own, in plain letters
     differs        what it does otherwise than FedAvg, in one sentence
     travels        what goes up and down per site and round, with the bytes before coding; P is the number of leaves'
-                   entries, 4P their bytes;  up: the same formula, for the tests and the report
+                   entries, 4P their bytes;  up: the same formula, for the tests and the report;  down: that of what a
+                   site is sent to train with, once it holds a model and without the optimiser's moments
     privacy        the most telling class of data that leaves a site
     normalisation  what becomes of normalisation layers
     moments        what becomes of the optimiser's moments after a round, where the study does not say
@@ -81,6 +82,7 @@ class Card:
     differs: str
     travels: str = "weights down, their change up: 4P bytes each way"
     up: Bytes = dense
+    down: Bytes = dense
     privacy: Privacy = "weights"
     normalisation: str = "parameters, running statistics and counters travel; statistics are averaged like parameters"
     moments: Moments = "reset"

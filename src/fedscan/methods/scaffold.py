@@ -43,6 +43,7 @@ def with_variate(schema: Schema, options: Mapping[str, Any]) -> int:
     differs="Each gradient is corrected by the difference between the site's own direction and that of all.",
     travels="weights and the control variate down, the change of both up: 4P + 4P' bytes each way, P' the parameters",
     up=with_variate,
+    down=with_variate,
     needs="training cases with labels, and plain SGD",
     admits=plain_sgd,
 )

@@ -47,6 +47,11 @@ def coded(schema: Schema, options: Mapping[str, Any]) -> int:
     return dense(schema, options) if (fraction, bits) == (1, 32) else codec(fraction, bits).bound(schema)
 
 
+def coded_down(schema: Schema, options: Mapping[str, Any]) -> int:
+    """The same of the change that a site is sent where it holds the last model."""
+    return coded(schema, {"fraction": options["down_fraction"], "bits": options["down_bits"]})
+
+
 def scored_train(site: Site, model: nn.Module, message: Message) -> Tree:
     """The study's local epochs, then Dice and HD95 (mm) of the local model on the site's validation cases."""
     report = plain_train(site, model, message)
@@ -76,6 +81,7 @@ def diversity_of(site: Site) -> float:
     "fraction P (bits/8 + 1 to 2 bytes of index where fraction < 1) + 4 bytes a scale; where aggregation is "
     "cross-scored, every site's change down to each other site of the round, too, and Dice and HD95 of each up",
     up=coded,
+    down=coded_down,
     privacy="statistics",
     needs="training and validation cases with labels",
     model="fedsegnet",
@@ -158,6 +164,7 @@ no_transformer = fedsegnet.variant(
     differs="As FedSegNet, with sites counted by their cases.",
     travels=CODED,
     up=coded,
+    down=coded_down,
     model="fedsegnet",
     reduces=Reduction("fedavg", own={"fraction": 1.0, "bits": 32}),
     **FAREED,
@@ -214,6 +221,7 @@ def federated_unet(**rest: Unpack[Parts]) -> Method:
     differs="Only the largest entries of an update travel, in few bits; what was held back is sent later.",
     travels=CODED,
     up=coded,
+    down=coded_down,
     model="cnn",
     reduces=Reduction("fedavg", own={"fraction": 1.0, "bits": 32}),
     **FAREED,
