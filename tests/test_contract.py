@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import contract
+import contract_bytes
 from contract import BENCHES
 from fedscan.methods.registry import get, methods
 from fedscan.step import Step
@@ -100,7 +101,7 @@ def test_refuses_strangers(name: str) -> None:
 @every_bench
 @every_method
 def test_bytes(name: str, bench: str) -> None:
-    contract.check_bytes(get(name), BENCHES[bench])
+    contract_bytes.check_bytes(get(name), BENCHES[bench])
 
 
 PLAIN = Step("sgd", 0.01, batch=4, moments="averaged")

@@ -11,6 +11,7 @@ from torch import nn
 
 import afresh
 import contract
+import contract_bytes
 import forgetful
 import test_adaptive
 import test_equations
@@ -305,7 +306,7 @@ def test_a_reduction_that_is_only_nearly_so() -> None:
 
 def test_more_bytes_than_the_card_says() -> None:
     with caught:
-        contract.check_bytes(instead("fedavg-compressed", averaging(channel=sparse(0.5, 8))), BENCH)
+        contract_bytes.check_bytes(instead("fedavg-compressed", averaging(channel=sparse(0.5, 8))), BENCH)
 
 
 def fewer(schema: Schema, options: Mapping[str, Any]) -> int:
@@ -328,7 +329,7 @@ def more(schema: Schema, options: Mapping[str, Any]) -> int:
 )
 def test_a_card_that_says_other_bytes(card: Entry[Any]) -> None:
     with caught:
-        contract.check_bytes(card, BENCH)
+        contract_bytes.check_bytes(card, BENCH)
 
 
 def test_steps_that_lead_nowhere() -> None:
