@@ -101,9 +101,14 @@ def test_direction_counts_where_asked() -> None:
 
 
 def test_a_site_without_dice_takes_the_mean_of_the_others() -> None:
-    said = {**SITES, "b": {**SITES["b"], "dice": None, "hd95": 10.0}}
-    same = {**SITES, "b": {**SITES["b"], "dice": 0.8, "hd95": 10.0}}
-    assert shares_of(said) == shares_of(same)
+    """b could not be scored, so has no HD95 either: its q is the mean of a's and c's, worked out from Dice and HD95."""
+    said = {**SITES, "b": {**SITES["b"], "dice": None, "hd95": None}}
+    q = {"a": 0.3 * 0.9 + 0.7 * math.exp(-5 / 8), "c": 0.3 * 0.7 + 0.7 * math.exp(-10 / 8)}
+    q["b"] = (q["a"] + q["c"]) / 2
+    assert adaptive.qualities(said, a=0.3, h=8.0) == pytest.approx(q)
+    total = sum(q.values())
+    found = shares_of(said, a=0.3, h=8.0, beta=0.0, gamma=0.0, c=0.0)
+    assert found == pytest.approx({name: q[name] / total for name in "abc"})
     blind = {name: {**r, "dice": None, "hd95": None} for name, r in SITES.items()}
     assert shares_of(blind) == pytest.approx(shares_of(SITES, alpha=0.0))
 
@@ -123,6 +128,60 @@ def test_shares_are_smoothed_over_rounds() -> None:
     last = {"a": 0.2, "b": 0.5, "c": 0.3}
     found = shares_of(SITES, {"shares": last}, ema=0.25)
     assert found == pytest.approx({n: 0.25 * last[n] + 0.75 * now[n] for n in now})
+
+
+CASES = {"a": 10, "b": 10, "c": 10, "d": 100, "e": 100}
+
+
+def counts(*drawn: str, **options: Any) -> State:
+    """The state after a round for each of ``drawn``, the letters of the sites that answered; all count by cases."""
+    off = {"alpha": 0.0, "beta": 0.0, "gamma": 0.0, "w_min": 0.0, "w_max": 1.0, "fraction": 1.0, "bits": 32}
+    said = [{n: update([1.0, 0.0], CASES[n], **NEUTRAL) if n in r else None for n in CASES} for r in drawn]
+    return rounds(get("fedsegnet").make({**off, **options}), *said)
+
+
+NEUTRAL = {"dice": 0.5, "hd95": 1.0, "diversity": 0.5}
+
+
+@pytest.mark.parametrize("drawn", [("abc", "ade"), ("abcde", "ade"), ("abcd", "ae"), ("abc", "ade", "bd", "bcde")])
+def test_smoothing_alike_rounds_changes_nothing_whoever_is_drawn(drawn: tuple[str, ...]) -> None:
+    """Nothing has changed but who answers, so each counts by its cases among those who do: a is 10 of 210, not 1/6."""
+    total = sum(CASES[name] for name in drawn[-1])
+    assert counts(*drawn)["shares"] == pytest.approx({name: CASES[name] / total for name in drawn[-1]})
+
+
+def test_a_last_share_is_held_against_the_sites_of_both_rounds() -> None:
+    """Last round a : b was 2 : 6 beside c. Now a, b, d are 1, 1, 2 of 4: a and b share 0.5, once 1 : 3, now 1 : 1."""
+    said = {n: {**update([1.0, 0.0], k), **NEUTRAL} for n, k in (("a", 10), ("b", 10), ("d", 20))}
+    state = {"shares": {"a": 0.2, "b": 0.6, "c": 0.2}}
+    found = shares_of(said, state, alpha=0.0, beta=0.0, gamma=0.0, ema=0.5)
+    assert found == pytest.approx({"a": 0.1875, "b": 0.3125, "d": 0.5})
+
+
+def test_who_was_silent_is_remembered_by_its_last_share() -> None:
+    """c is heard in rounds 1 and 3. Its share of round 1, against a and b, is what round 3 mixes with."""
+    off = {"alpha": 0.0, "beta": 0.0, "gamma": 0.0, "w_min": 0.0, "w_max": 1.0, "fraction": 1.0, "bits": 32}
+    method = get("fedsegnet").make({**off, "ema": 0.5})
+    first = {n: update([1.0, 0.0], k, **NEUTRAL) for n, k in (("a", 10), ("b", 10), ("c", 60))}
+    later = {**first, "c": update([1.0, 0.0], 20, **NEUTRAL)}
+    state = rounds(method, first, {**first, "c": None})
+    assert state["shares"] == pytest.approx({"a": 0.5, "b": 0.5})  # of this round, as the report has them
+    assert state["unheard"] == pytest.approx({"c": 3.0})  # 6 times a, who has 0.5 now
+    state = rounds(method, first, {**first, "c": None}, later)
+    assert state["shares"] == pytest.approx({"a": 0.1875, "b": 0.1875, "c": 0.625})  # (1, 1, 6)/8 and (1, 1, 2)/4
+    assert "unheard" not in state
+
+
+def test_without_a_site_in_common_last_shares_are_forgotten() -> None:
+    state = counts("ab", "cd")
+    assert state["shares"] == pytest.approx({"c": 10 / 110, "d": 100 / 110})
+    assert "unheard" not in state
+
+
+def test_rounds_that_all_answer_mix_to_the_bit() -> None:
+    last, now = {"a": 0.1, "b": 0.7, "c": 0.2}, adaptive.bounded(adaptive.adaptive(**FREE)(SITES, {}), 0.0, 1.0)
+    mixed = {n: 0.3 * last[n] + (1 - 0.3) * now[n] for n in now}
+    assert adaptive.adaptive(**{**FREE, "ema": 0.3})(SITES, {"shares": last}) == adaptive.bounded(mixed, 0.0, 1.0)
 
 
 def test_bounds_by_hand() -> None:

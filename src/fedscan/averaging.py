@@ -13,7 +13,7 @@ from fedscan.parts.channel import Channel, whole
 from fedscan.parts.pick import Pick, everyone
 from fedscan.parts.share import Share, everything
 from fedscan.parts.step import ServerStep, take
-from fedscan.parts.weigh import Weigh, by_cases
+from fedscan.parts.weigh import Weigh, by_cases, counted
 from fedscan.schema import Schema, Weights, schema_of, weights_of
 from fedscan.site import Site, copy_of, fit
 from fedscan.spec import Leaves, Maybe, Number, Refused, Spec
@@ -171,8 +171,7 @@ def averaging(
         if all("optimizer" in reply for reply in replies.values()):
             after = (reply["optimizer"] for reply in replies.values())
             state = {**state, "optimizer": mean(after, [shares[name] for name in replies])}
-        total = sum(shares.values())
-        state = step({**state, "shares": {name: s / total for name, s in shares.items()}}, merged)
+        state = step(counted(state, shares), merged)
         return state if down is whole else with_news(before, state, replies, down, sites.random("down"))
 
     def predictor(site: Site, message: Message) -> nn.Module:

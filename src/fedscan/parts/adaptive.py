@@ -10,7 +10,7 @@ from statistics import fmean, median
 from typing import Any
 
 from fedscan import trees
-from fedscan.parts.weigh import Updates, Weigh
+from fedscan.parts.weigh import Updates, Weigh, last_shares
 from fedscan.schema import Weights
 
 Shares = dict[str, float]
@@ -37,7 +37,7 @@ def adaptive(
     q_k  a DSC_k + (1-a) exp(-HD95_k / h), of the local model on local validation cases; h in mm
     d_k  ||Delta_k|| / median_j ||Delta_j|| over parameters; ``cosine`` adds 1 - cos(Delta_k, sum of the others')
     h_k  evenness of the foreground classes at the site, 0 to 1
-    ema  how much of the last round's share is kept; bounds hold after it, too
+    ema  how much of a site's last share is kept, as it was against the sites of this round; bounds hold after it, too
 
     Raises ValueError where the least share lies above the largest.
     """
@@ -55,22 +55,21 @@ def adaptive(
             shares = {name: s * math.exp(-beta * max(0.0, d[name] - 1)) for name, s in shares.items()}
         if gamma:
             shares = {name: s * (1 + gamma * numbers[name]["diversity"]) for name, s in shares.items()}
-        return smoothed(shares, state.get("shares", {}), ema, w_min, w_max)
+        return smoothed(shares, state, ema, w_min, w_max)
 
     return weigh
 
 
 def qualities(numbers: Mapping[str, Mapping[str, Any]], a: float, h: float) -> Shares:
-    """q_k of every site. One without a valid Dice takes the mean of the others'; no distance counts as infinite."""
-    known = [n["dice"] for n in numbers.values() if n["dice"] is not None]
-    other = fmean(known) if known else 1.0
+    """q_k of every site. One without a valid Dice takes the mean of the others; no distance counts as infinite."""
 
     def quality(n: Mapping[str, Any]) -> float:
-        dice = other if n["dice"] is None else n["dice"]
         near = 0.0 if n["hd95"] is None else math.exp(-n["hd95"] / h)
-        return float(a * dice + (1 - a) * near)
+        return float(a * n["dice"] + (1 - a) * near)
 
-    return {name: quality(n) for name, n in numbers.items()}
+    known = {name: quality(n) for name, n in numbers.items() if n["dice"] is not None}
+    usual = fmean(known.values()) if known else 1.0
+    return {name: known.get(name, usual) for name in numbers}
 
 
 def relative(q: Shares) -> Shares:
@@ -98,11 +97,12 @@ def divergences(updates: Updates, cosine: bool = False) -> Shares:
     return d
 
 
-def smoothed(shares: Shares, last: Mapping[str, float], ema: float, low: float, high: float) -> Shares:
-    """Shares within bounds, mixed with those of the last round; as they are where neither is asked for."""
+def smoothed(shares: Shares, state: Mapping[str, Any], ema: float, low: float, high: float) -> Shares:
+    """Shares within bounds, mixed with the sites' last ones; as they are where neither is asked for."""
     if not ema and low <= 0 and high >= 1:
         return shares
     shares = bounded(shares, low, high)
+    last = last_shares(state, shares)
     mixed = {name: ema * last.get(name, s) + (1 - ema) * s for name, s in shares.items()}
     return bounded(mixed, low, high)
 
