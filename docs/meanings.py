@@ -117,7 +117,8 @@ STUDY = {
         "task",
         "labels",
     ): "names of the structures and their values in label files: `tumour = 1`, or a region of several, "
-    "`whole = [1, 2, 4]`; where nothing is said, as the data name them",
+    "`whole = [1, 2, 4]`; where nothing is said, as the data name them. Voxels labelled `ignore` are left out of "
+    "training and scores",
     ("task", "lam"): "weight of the Dice part of the loss; cross-entropy has the rest",
     ("task", "denominator"): "of the Dice part: with squared probabilities or plain ones",
     ("task", "smooth"): "added above and below in the Dice part, so that an absent structure is no division by 0",

@@ -104,6 +104,46 @@ def test_labels_of_any_integer_type_and_logits_of_half_precision():
     assert half.item() == pytest.approx(loss.item(), abs=0.02)
 
 
+@pytest.mark.parametrize("denominator", ["squared", "linear"])
+def test_ignored_voxels_are_in_no_sum_and_have_no_gradient(denominator):
+    """The two voxels of above, and a third that nobody has judged: the numbers by hand stay as they are."""
+    logits, labels = two_voxels()
+    more = torch.cat([logits, torch.tensor([[[5.0], [-2.0]]])], 2).requires_grad_()
+    judged = torch.cat([labels, torch.tensor([[255]])], 1)
+    for lam in (0.0, 0.5, 1.0):
+        options = {"lam": lam, "denominator": denominator, "smooth": 0.0}
+        got = dice_cross_entropy(more, judged, ignored=255, **options)
+        assert got.item() == pytest.approx(dice_cross_entropy(logits, labels, **options).item(), abs=1e-7)
+        (slope,) = torch.autograd.grad(got, more)
+        assert (slope[..., 2] == 0).all()
+        assert (slope[..., :2] != 0).all()
+    ce = -(math.log(0.75) + math.log(0.5)) / 2  # over two voxels, not three
+    assert dice_cross_entropy(more, judged, 0.0, ignored=255).item() == pytest.approx(ce, abs=1e-6)
+
+
+@pytest.mark.parametrize("batch", [False, True])
+def test_what_is_ignored_may_hold_anything(batch):
+    logits, labels = a_batch()
+    labels[0, :2] = 255
+    other = logits.clone()
+    other[0, :, :2] = 40.0 * torch.randn(3, 2, 4, 3, generator=torch.Generator().manual_seed(0))
+    one, two = (dice_cross_entropy(x, labels, batch_dice=batch, ignored=255) for x in (logits, other))
+    torch.testing.assert_close(one, two, rtol=0, atol=0)
+    assert dice_cross_entropy(logits, labels, batch_dice=batch).isnan(), "255 is a class of nobody otherwise"
+    assert dice_cross_entropy(logits, labels - (labels == 1) * 5, ignored=255).isnan(), "a fault is still a fault"
+    nobody = dice_cross_entropy(logits.requires_grad_(), torch.full_like(labels, 255), ignored=255)
+    assert nobody.item() == pytest.approx(0, abs=1e-6)
+    nobody.backward()
+    assert (logits.grad == 0).all()
+
+
+def test_where_nothing_is_ignored_it_is_the_same_loss():
+    logits, labels = a_batch()
+    for options in ({}, {"batch_dice": True, "denominator": "linear"}, {"lam": 0.0}, {"lam": 1.0}):
+        plain, asked = (dice_cross_entropy(logits, labels, ignored=none, **options) for none in (None, 255))
+        torch.testing.assert_close(plain, asked)
+
+
 def test_it_can_be_taken_per_image_by_vmap():
     logits, labels = a_batch()
     each = torch.func.vmap(lambda x, y: dice_cross_entropy(x[None], y[None]))(logits, labels)

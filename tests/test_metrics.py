@@ -150,6 +150,22 @@ def test_regions_of_several_numbers_overlap_as_in_brats():
     assert found == {name: {"dice": pytest.approx(dice)} for name, dice in expected.items()}
 
 
+def test_ignored_voxels_belong_to_no_mask():
+    """By hand: of 6 voxels in a row 2 are ignored; P holds 3 of the others, R 2, and 2 are common."""
+    reference = np.array([[1, 1, 0, 0, 255, 255]])
+    prediction = np.array([[1, 1, 1, 0, 1, 1]])
+    scores = case_scores(prediction, reference, {"a": 1}, (1, 1), ignored=255)["a"]
+    assert scores["dice"] == pytest.approx(4 / 5)
+    assert scores["iou"] == pytest.approx(2 / 3)
+    assert scores["precision"] == pytest.approx(2 / 3)
+    assert (scores["recall"], scores["volume_error"]) == (1.0, 0.5)
+    assert (scores["area_cm2"], scores["reference_cm2"]) == (pytest.approx(0.03), pytest.approx(0.02))
+    assert scores["hd95"] == pytest.approx(np.percentile([0, 0, 1], 95)), "the two far voxels are not in P"
+    assert case_scores(prediction, reference, {"a": 1}, (1, 1))["a"]["dice"] == pytest.approx(4 / 7)
+    only = np.where(reference == 255, 255, 0)
+    assert case_scores(np.where(only, 1, 0), only, {"a": 1}, (1, 1), ignored=255)["a"]["dice"] is None
+
+
 def test_surface_dice_is_given_only_where_a_tolerance_is():
     labels = {"a": 1, "b": 2}
     found = case_scores(FULL, FULL, labels, (1, 1, 1), tolerance={"b": 1.0})

@@ -1,15 +1,18 @@
 """Which scans make a case, and which test cases are worth a look."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import nibabel
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from fedscan.launch import How, launch, numerics
 from fedscan.ledger import Overlay, ScoreRow, read_overlays
-from fedscan.predict import case_of, device_of, mean_dice, predict, ranked, save
+from fedscan.predict import case_of, device_of, mean_dice, overlay_of, predict, ranked, save
 from fedscan.run import Problem
 from fedscan.studyfile import load
 from tinystudy import write_study
@@ -106,6 +109,21 @@ def test_overlays_are_kept_as_plain_arrays(tmp_path: Path) -> None:
     assert (back.site, back.case, back.rank, back.dice, back.spacing) == ("east", "c 1", "best", None, (1.0, 2.0, 3.0))
     assert np.array_equal(back.image, image)
     assert np.array_equal(back.prediction, 1 - mask)
+
+
+def test_what_is_ignored_is_shown_as_background() -> None:
+    label = np.array([[[0, 1, 255, 255]]], np.uint8)
+    found = np.array([[[0, 1, 1, 0]]], np.uint8)
+    case = SimpleNamespace(
+        name="c", label=label, image=np.arange(4.0).reshape(1, 1, 1, 4), present=(True,), spacing=(1.0, 1.0, 1.0)
+    )
+    test = SimpleNamespace(case=lambda i: (SimpleNamespace(x=None), case))
+    for ignored, shown in ((255, ([0, 1, 0, 0], [0, 1, 0, 0])), (None, ([0, 1, 255, 255], [0, 1, 1, 0]))):
+        task = SimpleNamespace(predict=lambda model, x: found[None], ignored=ignored)
+        study: Any = SimpleNamespace(task=task)
+        made = overlay_of(study, nn.Identity(), test, 0, "east", "best", 1.0)
+        assert (made.reference.ravel().tolist(), made.prediction.ravel().tolist()) == shown
+    assert label[0, 0, 2] == 255, "the case itself stays as it is"
 
 
 def test_where_layers_stay_at_sites_one_must_be_named(tmp_path: Path) -> None:

@@ -107,6 +107,28 @@ def test_a_penalty_stands_in_the_scores_where_a_study_sets_it() -> None:
     assert (hd95()["one"], hd95()["two"]) == (None, None)
 
 
+def test_what_is_ignored_counts_neither_in_loss_nor_in_scores() -> None:
+    good, other = maps((4, 4, 4), (4, 4, 4))
+    other[:, :2] = good[:, :2]
+    hidden = other.copy()
+    hidden[:, 2:] = 255
+
+    class Hidden(Cases):
+        def case(self, i: int) -> tuple[Batch, Any]:
+            batch, info = super().case(i)
+            return Batch(batch.x, torch.from_numpy(hidden)[None]), info
+
+    asked, split = task(ignored=255), Hidden(good)
+    dice = {row[3]: row[5] for row in asked.scores(Threshold(), split, "A", final=True) if row[4] == "dice"}
+    assert dice == {"one": 1.0, "two": 1.0, "both": 1.0}, "the half that was judged is right"
+    assert asked.quality(Threshold(), split) == {"dice": 1.0, "hd95": 0.0}
+    batch, _ = split.case(0)
+    loss = asked.loss(asked.outputs(Threshold(), batch), batch)
+    half = Batch(batch.x[:, :, :, :2], batch.y[:, :, :2])
+    torch.testing.assert_close(loss, task().loss(task().outputs(Threshold(), half), half))
+    assert asked.diversity(split) == pytest.approx(task().diversity(Cases(good[:, :2])))
+
+
 def test_diversity_is_the_entropy_of_the_foreground() -> None:
     label = np.zeros((4, 1, 1), np.uint8)
     label[:, 0, 0] = [0, 1, 1, 2]

@@ -7,9 +7,12 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import nibabel
+import numpy as np
 import pytest
 import torch
 
+from fedscan.data.records import IGNORED
 from fedscan.run import Problem, run
 from fedscan.studyfile import again, build, load, read_cases
 from fedscan.studyfile.places import lines_of
@@ -381,6 +384,78 @@ def test_regions_are_scored_and_their_values_learned_apart(tmp_path: Path, monke
     with pytest.raises(Problem, match="the task 'segmentation' knows no penalty, belongs there"):
         build(asking, cases)
     assert cases.recipe.labels == {1: 1, 4: 2}
+
+
+def with_ignored(folder: Path) -> None:
+    """Gives every label map of the tiny study a slab of the value 2, which ``cases.json`` says is to be ignored."""
+    for path in (folder / "scans").glob("*_label.nii"):
+        seen = nibabel.load(path)
+        values = np.asarray(seen.dataobj).copy()
+        values[:, :, 12:] = 2
+        nibabel.save(nibabel.Nifti1Image(values, seen.affine), path)
+    (folder / "scans" / "cases.json").write_text('{"labels": {"ball": 1, "ignore": 2}}')
+
+
+@pytest.mark.parametrize("named", ["", "[task]\nlabels = {ball = 1}\n", "[task]\nlabels = {ball = 1, ignore = 2}\n"])
+def test_what_data_say_is_ignored_is_left_out_of_training_and_scores(tmp_path: Path, named: str) -> None:
+    path = write_study(tmp_path)
+    with_ignored(tmp_path)
+    path.write_text(path.read_text().replace("[task]\nlabels = {ball = 1}\n", named))
+    file = load(path)
+    cases = read_cases(file, tmp_path / "cache")
+    assert dict(cases.labels) == {"ball": 1, "ignore": 2}
+    assert cases.notes == (
+        "Voxels with the label 'ignore' (2) are left out: they are neither trained on nor scored, and are shown as "
+        "background.",
+    )
+    study = build(file, cases)
+    task: Any = study.task
+    assert (task.classes, dict(task.labels), task.ignored) == (2, {"ball": 1}, IGNORED)
+    (train, *_) = study.data("east")
+    found = train.prepared[0].label
+    assert found is not None
+    assert set(np.unique(found).tolist()) == {0, 1, IGNORED}
+    assert (found[12:] == IGNORED).all()
+    assert len(train._landmarks(0)) == 1, "patches are centred on structures, not on what nobody has judged"
+    state = run(study, tmp_path / "run")
+    assert all(bool(leaf.isfinite().all()) for leaf in state["weights"].values())
+    assert study.names == ("east", "west")
+
+
+def test_what_is_ignored_is_one_value_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_study(tmp_path)
+    with_ignored(tmp_path)
+    good = path.read_text()
+    for labels in ("{ball = 1, ignore = 1}", "{ball = [1, 2], ignore = 2}", "{ball = 1, ignore = [2, 3]}"):
+        path.write_text(good.replace("{ball = 1}", labels))
+        with pytest.raises(Problem, match="'ignore' means voxels that are left out, and is one value that no"):
+            read_cases(load(path), tmp_path / "cache")
+    path.write_text(good.replace("{ball = 1}", "{ball = 1, rest = 2}"))
+    assert dict(read_cases(load(path), tmp_path / "cache").labels) == {"ball": 1, "rest": 2}, "the study's word holds"
+    path.write_text(good)
+    cases = read_cases(load(path), tmp_path / "cache")
+
+    def make(networks: Any, labels: Any, classes: int, window: Any, tolerance: Any, hd95: str, **options: Any) -> None:
+        """A task that knows nothing of voxels to leave out."""
+
+    monkeypatch.setattr("fedscan.studyfile.building.tasks", lambda: {"segmentation": TaskCard("segmentation", make)})
+    with pytest.raises(Problem, match="the task 'segmentation' cannot leave voxels out"):
+        build(load(path), cases)
+
+
+def test_sites_are_not_dealt_by_what_is_ignored(tmp_path: Path) -> None:
+    write_scans(tmp_path / "scans", ("all",), 10)
+    path = write_study(tmp_path)
+    how = ["data.partition.how=lesion-size", "data.partition.sites=2"]
+    before = read_cases(load(path, how), tmp_path / "cache")
+    for i, label in enumerate(sorted((tmp_path / "scans").glob("*_label.nii"))):
+        seen = nibabel.load(label)
+        values = np.asarray(seen.dataobj).copy()
+        values[0, :, : i * 7 % 10] = 2  # far from the ball, and larger where the ball need not be
+        nibabel.save(nibabel.Nifti1Image(values, seen.affine), label)
+    (tmp_path / "scans" / "cases.json").write_text('{"labels": {"ball": 1, "ignore": 2}}')
+    after = read_cases(load(path, how), tmp_path / "cache")
+    assert after.facts()["splits"] == before.facts()["splits"]
 
 
 @pytest.mark.parametrize("how", ["quantity", "dirichlet", "intensity", "lesion-size"])

@@ -26,8 +26,9 @@ from fedscan.run import Problem, Watch, run
 from fedscan.schema import Weights, schema_of
 from fedscan.study import Study
 from fedscan.studyfile import Cases, StudyFile, build, devices, read_cases, try_out
-from fedscan.studyfile.cases import Tell, cache_folder, classes_of, fingerprint, flat, silent
+from fedscan.studyfile.cases import Tell, cache_folder, fingerprint, silent
 from fedscan.studyfile.file import NOT_HASHED
+from fedscan.studyfile.labels import classes_of, flat, structures
 
 PACKAGES = ("fedscan", "torch", "monai", "numpy", "scipy", "nibabel")
 
@@ -223,7 +224,7 @@ def difference(a: Any, b: Any, path: str = "") -> str:
 def named(cases: Cases) -> dict[str, int]:
     """A name for each class, from 1 on."""
     classes = classes_of(cases.labels)
-    return {name: classes[value] for name, value in flat(cases.labels).items()}
+    return {name: classes[value] for name, value in flat(structures(cases.labels)).items()}
 
 
 def versions() -> dict[str, str]:

@@ -232,9 +232,11 @@ def overlay_of(study: Study, model: nn.Module, test: Any, i: int, site: str, ran
     shown = next(c for c, there in enumerate(prepared.present) if there)
     image = np.asarray(prepared.image[shown], dtype=np.float32)
     image = np.where(image == 0, image.min(), image)  # what a z-score of the foreground left at 0 is shown black
-    return Overlay(
-        site, prepared.name, rank, dice, image, np.asarray(prepared.label, np.uint8), found, prepared.spacing
-    )
+    reference = np.array(prepared.label, np.uint8)
+    if (ignored := getattr(task, "ignored", None)) is not None:  # what is shown is what is scored
+        found = np.where(reference == ignored, np.uint8(0), found)
+        reference[reference == ignored] = 0
+    return Overlay(site, prepared.name, rank, dice, image, reference, found, prepared.spacing)
 
 
 def save(overlay: Overlay, path: Path) -> Path:

@@ -177,11 +177,10 @@ def as_read_by(study: Path, folder: Path, manifest: Any) -> Any:
     from dataclasses import replace
 
     from fedscan.studyfile import load
-    from fedscan.studyfile.cases import flat
+    from fedscan.studyfile.labels import flat, labels_of
 
     file = load(study, (), folder)
-    named = file.tables["task"].labels
-    labels = flat(named) if named else manifest.labels
+    labels = flat(labels_of(file, manifest)) if file.tables["task"].labels else manifest.labels
     read = replace(manifest, sequences=file.data.sequences or manifest.sequences, labels=labels)
     return read, file.data.normalise
 

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from fedscan.data.examine import TOLERANCE, Facts, Fault, Reason, examine
-from fedscan.data.records import Case, Manifest
+from fedscan.data.records import IGNORE, Case, Manifest
 
 __all__ = ["Catalogue", "Reason", "SiteRow", "TooManyLeftOutError", "check"]
 
@@ -122,7 +122,7 @@ def _unseen(manifest: Manifest, facts: Mapping[str, Facts]) -> list[str]:
         f"Label {name!r} (value {value}) is in none of the {len(volumes)} label maps that can be used: is the value "
         "right? A model cannot learn it, and its scores would be undefined or 0."
         for name, value in manifest.labels.items()
-        if volumes and not any(found.get(value) for found in volumes)
+        if name != IGNORE and volumes and not any(found.get(value) for found in volumes)
     ]
 
 

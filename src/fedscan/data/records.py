@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 SINGLE_SITE = "all"  # the site of every case where a layout does not know hospitals
+IGNORE = "ignore"  # nnU-Net's name for the label of voxels that no reader has judged
+IGNORED = 255  # what they are in prepared label maps: no class
 
 
 @dataclass(frozen=True)

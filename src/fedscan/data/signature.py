@@ -32,13 +32,17 @@ def foreground_intensity(cases: Iterable[Case], sequence: str) -> dict[str, floa
     return _by_subject((case for case in cases if case.images.get(sequence) is not None), mean)
 
 
-def dominant_label(cases: Iterable[Case]) -> dict[str, int]:
-    """The label value above 0 with the largest volume over a subject's labelled cases (0: nothing labelled)."""
+def dominant_label(cases: Iterable[Case], labels: Collection[int] | None = None) -> dict[str, int]:
+    """The label value with the largest volume over a subject's labelled cases (0: nothing labelled).
+
+    Of the given values; of all above 0 if None.
+    """
     total: dict[str, dict[int, float]] = defaultdict(lambda: defaultdict(float))
     for case in cases:
         if case.label is not None:
             for value, size in label_volumes(case).items():
-                total[case.subject][value] += size
+                if labels is None or value in labels:
+                    total[case.subject][value] += size
             total[case.subject][0] = 0.0
     return {subject: max(sizes, key=lambda value: (sizes[value], -value)) for subject, sizes in sorted(total.items())}
 

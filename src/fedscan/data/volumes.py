@@ -11,6 +11,7 @@ from torch import Generator, Tensor
 
 from fedscan.data.augment import Augmentation, augment
 from fedscan.data.preprocess import Prepared
+from fedscan.data.records import IGNORED
 from fedscan.site import Batch
 
 Place = tuple[slice, ...]
@@ -139,7 +140,9 @@ class VolumeSplit:
         """For each class of case ``i`` other than 0, the flat indices of some of its voxels."""
         flat = np.asarray(_label(self.prepared[i])).ravel()
         marks = []
-        for label in np.flatnonzero(np.bincount(flat))[1 if (flat == 0).any() else 0 :].tolist():
+        for label in np.flatnonzero(np.bincount(flat)).tolist():
+            if label in (0, IGNORED):
+                continue
             where = np.flatnonzero(flat == label)
             marks.append(where[:: max(1, len(where) // LANDMARKS)])
         return marks

@@ -8,12 +8,14 @@ from typing import Any
 
 import torch
 
+from fedscan.data.records import IGNORE, IGNORED
 from fedscan.data.volumes import VolumeSplit
 from fedscan.run import Problem
 from fedscan.site import Splits, Task
 from fedscan.study import Study
-from fedscan.studyfile.cases import Cases, Labels, classes_of
+from fedscan.studyfile.cases import Cases
 from fedscan.studyfile.file import StudyFile
+from fedscan.studyfile.labels import Labels, classes_of, flat, structures
 from fedscan.studyfile.pooling import POOLED, EqualSteps, pooled
 from fedscan.tasks.registry import tasks
 
@@ -104,19 +106,25 @@ def task_of(file: StudyFile, sequences: Sequence[str], labels: Labels) -> Task:
     from fedscan.models.registry import build as build_model
 
     class_of = classes_of(labels)
-    known = {k: class_of[v] if isinstance(v, int) else tuple(class_of[i] for i in v) for k, v in labels.items()}
+    learned = structures(labels)
+    known = {k: class_of[v] if isinstance(v, int) else tuple(class_of[i] for i in v) for k, v in learned.items()}
     for name in file.scores.tolerance:
         if name not in known:
             raise file.places.wrong(("scores", "tolerance"), name, f"a label ({', '.join(known)})", known)
-    classes = len(class_of) + 1
+    classes = len(flat(learned)) + 1
     network = partial(build_model, file.model, len(sequences), classes, 3, **file.model_options)
     options = file.tables["task"].model_dump(exclude={"kind", "labels"})
     make = tasks()[file.tables["task"].kind].make
+    takes, kind = signature(make).parameters, file.tables["task"].kind
     if file.scores.penalty:
-        if "penalty" not in signature(make).parameters:
-            what = f"nothing, as the task {file.tables['task'].kind!r} knows no penalty,"
+        if "penalty" not in takes:
+            what = f"nothing, as the task {kind!r} knows no penalty,"
             raise file.places.wrong(("scores", "penalty"), file.scores.penalty, what)
         options["penalty"] = file.scores.penalty
+    if IGNORE in labels:
+        if "ignored" not in takes:
+            raise Problem(f"the data have the label {IGNORE!r}, and the task {kind!r} cannot leave voxels out.")
+        options["ignored"] = IGNORED
     made: Task = make(
         {"model": network}, known, classes, file.data.patch, dict(file.scores.tolerance), file.scores.hd95, **options
     )

@@ -17,11 +17,11 @@ from fedscan.data.records import Case, Manifest
 from fedscan.ledger import SiteRow
 from fedscan.run import Problem
 from fedscan.studyfile.file import StudyFile, digest
+from fedscan.studyfile.labels import Labels, classes_of, flat, labels_of, structures, unread
 
 RESERVED = {"federation", "pooled"}  # in the record, who trained a model that is no single site's
 UNSCALED = 'These files do not say how large a voxel is: read every "mm" here as voxels of the original scan.'
 Tell = Callable[[str, int, int], None]  # what is being done, how many are done, out of how many
-Labels = Mapping[str, int | Sequence[int]]
 
 
 def silent(what: str, done: int, total: int) -> None:
@@ -86,9 +86,7 @@ def read_cases(file: StudyFile, cache: Path | None = None, tell: Tell = silent) 
     """
     cache = cache or cache_folder()
     manifest, notes, about = listed(file, cache)
-    labels: Labels = file.tables["task"].labels or dict(manifest.labels)
-    if not labels:
-        raise Problem(f"{file.path}: the cases do not say what their labels mean; name them in [task] labels.")
+    labels = labels_of(file, manifest)
     manifest = replace(manifest, labels=flat(labels) if file.tables["task"].labels else manifest.labels)
     sequences = file.data.sequences or manifest.sequences
     for key, names in (("sequences", sequences), ("require", file.data.require)):
@@ -117,9 +115,8 @@ def read_cases(file: StudyFile, cache: Path | None = None, tell: Tell = silent) 
             left.add(case, e)
     tell("preparing cases", len(catalogue.used), len(catalogue.used))
     hold_to_limit(file, catalogue, len(ready), left)
-    if note := unsuited(manifest.intensity, recipe.normalise):
-        notes += (note,)
-    kept = dealt(file, [case for case in catalogue.used if case.name in ready], sequences)
+    notes += tuple(note for note in (unsuited(manifest.intensity, recipe.normalise), unread(labels)) if note)
+    kept = dealt(file, [case for case in catalogue.used if case.name in ready], sequences, labels)
     files = {case.name: hashes(case, sequences, cache / "cases") for case in kept}
     return replace(divided(file, kept, ready, left, manifest, (sequences, labels, recipe), notes, about), files=files)
 
@@ -168,13 +165,6 @@ def hospitals(seed: int, cache: Path) -> Path:
     return folder
 
 
-def flat(labels: Labels) -> dict[str, int]:
-    """A name for every value that labels and regions hold."""
-    named = {value: name for name, value in labels.items() if isinstance(value, int)}
-    values = sorted({v for value in labels.values() for v in ([value] if isinstance(value, int) else value)})
-    return {named.get(value, f"label {value}"): value for value in values}
-
-
 def recipe_of(file: StudyFile, sequences: Sequence[str], labels: Labels) -> Recipe:
     """How scans become arrays; label values are numbered as classes from 1 in their order."""
     d = file.data
@@ -185,11 +175,6 @@ def recipe_of(file: StudyFile, sequences: Sequence[str], labels: Labels) -> Reci
         )  # fmt: skip
     except ValueError as e:
         raise Problem(f"{file.places.of(('data',))}: [data]: {str(e).removeprefix('Recipe: ')}") from e
-
-
-def classes_of(labels: Labels) -> dict[int, int]:
-    """The class of each value that stands in label files, from 1 on."""
-    return {value: place for place, value in enumerate(flat(labels).values(), 1)}
 
 
 def hold_to_limit(file: StudyFile, catalogue: Catalogue, ready: int, left: _Left) -> None:
@@ -204,8 +189,8 @@ def hold_to_limit(file: StudyFile, catalogue: Catalogue, ready: int, left: _Left
         )
 
 
-def dealt(file: StudyFile, cases: Sequence[Case], sequences: Sequence[str]) -> tuple[Case, ...]:
-    """The cases at the sites that the study's partition gives them."""
+def dealt(file: StudyFile, cases: Sequence[Case], sequences: Sequence[str], labels: Labels) -> tuple[Case, ...]:
+    """The cases at the sites that the study's partition gives them; what is ignored counts as no label there."""
     p, seed = file.partition, file.data_seed
     if p.how == "true":
         return tuple(cases)
@@ -213,15 +198,16 @@ def dealt(file: StudyFile, cases: Sequence[Case], sequences: Sequence[str]) -> t
 
     assert p.sites is not None  # the file was refused otherwise
     options: dict[str, Any] = {"minimum": p.minimum}
+    learned = tuple(flat(structures(labels)).values())
     if p.how == "dirichlet":
-        volumes = p.by == "volume" and signature.quantiles(signature.lesion_volume(cases, p.labels), 3)
-        options |= {"alpha": p.alpha, "classes": volumes or signature.dominant_label(cases)}
+        volumes = p.by == "volume" and signature.quantiles(signature.lesion_volume(cases, p.labels or learned), 3)
+        options |= {"alpha": p.alpha, "classes": volumes or signature.dominant_label(cases, learned)}
     elif p.how == "quantity":
         options |= {"law": p.law, "alpha": p.alpha, "exponent": p.exponent}
     elif p.how == "intensity":
         options["values"] = signature.foreground_intensity(cases, p.sequence or sequences[0])
     else:
-        options["values"] = signature.lesion_volume(cases, p.labels)
+        options["values"] = signature.lesion_volume(cases, p.labels or learned)
     hold_for_all(file, cases, options)
     return partition(cases, p.how, p.sites, seed, **options)
 

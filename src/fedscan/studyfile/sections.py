@@ -209,7 +209,7 @@ Train = create_model("Train", __base__=Train, rounds=(Whole, 10))
 Augment = of_dataclass("Augment", Augmentation, {"shift": _at_least, "probability": Field(ge=0, le=1)}, ["intensity"])
 Intensities = of_dataclass("Intensities", Intensity, {"brightness": _at_least, "noise": _at_least})
 Loss = of_function(
-    "Loss", dice_cross_entropy, {"lam": Field(ge=0, le=1), "smooth": _above}, without=["logits", "labels"]
+    "Loss", dice_cross_entropy, {"lam": Field(ge=0, le=1), "smooth": _above}, without=["logits", "labels", "ignored"]
 )
 Labels = Mapping[str, Annotated[int, Field(ge=1, le=65535)] | tuple[Annotated[int, Field(ge=1, le=65535)], ...]]
 LABELS = Field(None, description="for each name a whole number above 0 in the label files, or a list of those,")

@@ -16,6 +16,7 @@ def dice_cross_entropy(
     smooth: float = 1e-5,
     include_background: bool = True,
     batch_dice: bool = False,
+    ignored: int | None = None,
 ) -> Tensor:
     """The loss lam * Dice + (1 - lam) * CE of the logits against the labels (FedSegNet eq. 11; its lam is 0.5).
 
@@ -26,6 +27,9 @@ def dice_cross_entropy(
     The Dice part is averaged over the classes, the background (class 0) among them unless ``include_background`` is
     false, and over the images, each with a Dice of its own; with ``batch_dice`` the images of the batch count as one
     large image, which is steadier where a class is missing from many of them.
+
+    Voxels whose label is ``ignored`` are in no sum and no mean, and have no gradient; where all are, the loss is 0 but
+    for rounding.
 
     Raises ``ValueError`` where the shapes do not fit. To raise for a label that is not a class, the step would have to
     wait for the GPU, so such a label makes the loss and its gradient NaN; ``check_labels`` names it when data are read.
@@ -41,13 +45,16 @@ def dice_cross_entropy(
     # Masks in float32: masks of one byte save memory in an eager step, but take three times as long on a CPU. A gather,
     # or torch's own cross-entropy, would not have the same bits every time on a GPU.
     truth = (labels.flatten(1).unsqueeze(1) == classes[:, None]).to(precise)  # (B, K, N)
+    judged = None if ignored is None else (labels.flatten(1) != ignored).to(precise)  # (B, N)
     loss = log_p.new_zeros(())
     if lam > 0:
-        dice = soft_dice(log_p.exp(), truth, denominator, smooth, batch_dice)
+        p = log_p.exp() if judged is None else log_p.exp() * judged.unsqueeze(1)
+        dice = soft_dice(p, truth, denominator, smooth, batch_dice)
         loss = loss + lam * (1 - dice[:, 0 if include_background else 1 :].mean())
     if lam < 1:
-        loss = loss - (1 - lam) * (truth * log_p).sum() / labels.numel()
-    return loss * torch.where((truth.sum(1) == 1).all(), 1.0, torch.nan)
+        voxels = labels.numel() if judged is None else judged.sum().clamp_min(1)
+        loss = loss - (1 - lam) * (truth * log_p).sum() / voxels
+    return loss * torch.where((truth.sum(1) == (1 if judged is None else judged)).all(), 1.0, torch.nan)
 
 
 def soft_dice(

@@ -43,6 +43,7 @@ def case_scores(
     hd95: str = "hd95",
     penalty: str | None = None,
     metrics: Sequence[str] | None = None,
+    ignored: int | None = None,
 ) -> Scores:
     """Scores a label map against its reference: {label: {metric: value, or None where it is undefined}}.
 
@@ -51,6 +52,7 @@ def case_scores(
     ``tolerance`` is in mm per label; only a label that has one gets surface Dice (``nsd``, over surface voxels).
     ``hd95`` names the definition, and is the metric's name in the result. ``penalty="image_diagonal"`` scores HD95 as
     the diagonal in mm of the whole image where exactly one mask is empty, for rankings. ``metrics`` limits the work.
+    Voxels of the reference that hold ``ignored`` belong to no mask, neither to the reference's nor to the prediction's.
 
     Also given: dice, iou, precision, recall, volume_error = (|P| - |R|) / |R|, and the size of both masks (volume_ml
     and reference_ml; area_cm2 and reference_cm2 in 2D). Raises ValueError where an argument does not fit.
@@ -65,9 +67,12 @@ def case_scores(
         raise ValueError(f"metrics: {_listed(unknown)} not known here; choose from {', '.join(known)}.")
     penalised = float(np.linalg.norm(np.multiply(true.shape, spacing))) if penalty else None
 
+    judged = None if ignored is None else true != ignored
     scores: Scores = {}
     for name, numbers in labels.items():
         p, r = np.isin(predicted, numbers), np.isin(true, numbers)
+        if judged is not None:
+            p, r = p & judged, r & judged
         found = _overlap(p, r, spacing)
         if hd95 in wanted or ("nsd" in wanted and name in tolerance):
             found |= _surface_scores(p, r, spacing, tolerance.get(name), hd95, penalised)

@@ -14,7 +14,7 @@ from fedscan.tasks.segmentation import Segmentation
 
 GROUP = "fedscan.tasks"
 # What a task is made from, by the study and its data; all else in its function's signature is for [task] to set.
-GIVEN = ("networks", "labels", "classes", "window", "tolerance", "hd95", "penalty")
+GIVEN = ("networks", "labels", "classes", "window", "tolerance", "hd95", "penalty", "ignored")
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class TaskCard:
 
     ``make(networks, labels, classes, window, tolerance, hd95, **options)`` gives a ``fedscan.site.Task``; what these
     are is said in ``Segmentation``. A study that is to segment new scans needs a task with ``predict`` as well. A task
-    may take ``penalty`` too; a study that sets it is refused by a task that does not.
+    may take ``penalty`` and ``ignored`` too; a study that needs one of them is refused by a task that does not.
     """
 
     name: str
@@ -45,13 +45,14 @@ def segmentation(
     tolerance: Mapping[str, float],
     hd95: str,
     penalty: str | None = None,
+    ignored: int | None = None,
     **loss: Any,
 ) -> Segmentation:
     """Every voxel gets a class: Dice and cross-entropy, scored by Dice, HD95 and volumes per label.
 
     ``loss`` are options of ``dice_cross_entropy``.
     """
-    return Segmentation(networks, labels, classes, loss, window, tolerance, hd95, penalty)
+    return Segmentation(networks, labels, classes, loss, window, tolerance, hd95, penalty, ignored)
 
 
 def tasks() -> dict[str, TaskCard]:

@@ -26,6 +26,7 @@ class Segmentation:
     window     side lengths of the sliding window with which cases larger than it are predicted; None: whole cases
     tolerance  mm per label for surface Dice; hd95 is the name of the definition to use
     penalty    "image_diagonal": what HD95 is in the scores where one mask is empty; None: undefined
+    ignored    the label of voxels that are left out of loss and scores; None: there are none
     """
 
     networks: Mapping[str, Callable[[], nn.Module]]
@@ -36,6 +37,7 @@ class Segmentation:
     tolerance: Mapping[str, float] = field(default_factory=dict)
     hd95: str = "hd95"
     penalty: str | None = None
+    ignored: int | None = None
 
     def outputs(self, model: nn.Module, batch: Batch) -> Outputs:
         """One forward pass: logits (B, classes, *grid)."""
@@ -43,7 +45,7 @@ class Segmentation:
 
     def loss(self, out: Outputs, batch: Batch) -> Tensor:
         """Dice and cross-entropy, as the study weighs them."""
-        return dice_cross_entropy(out["logits"], batch.y, **self.loss_of)
+        return dice_cross_entropy(out["logits"], batch.y, ignored=self.ignored, **self.loss_of)
 
     @torch.no_grad()
     def predict(self, model: nn.Module, x: Tensor) -> NDArray[np.uint8]:
@@ -97,13 +99,16 @@ class Segmentation:
         for segmented, (batch, info) in zip(found, cases, strict=True):
             truth = batch.y[0].cpu().numpy()
             spacing = getattr(info, "spacing", None) or (1.0,) * truth.ndim
-            yield case_scores(segmented, truth, self.labels, spacing, self.tolerance, self.hd95, penalty, metrics), info
+            scores = case_scores(
+                segmented, truth, self.labels, spacing, self.tolerance, self.hd95, penalty, metrics, self.ignored
+            )
+            yield scores, info
 
     def diversity(self, split: Split) -> float:
         """The entropy of the foreground classes over a split's voxels, from 0 (one class) to 1 (all alike)."""
         if self.classes <= 2:
             return 1.0  # one foreground class: there is nothing to be diverse in
-        counts = np.zeros(self.classes)
+        counts = np.zeros(self.classes)  # what is ignored is no class
         for i in range(len(split)):
             counts += np.bincount(split.case(i)[0].y.reshape(-1).cpu().numpy(), minlength=self.classes)[: self.classes]
         p = counts[1:] / max(1.0, counts[1:].sum())
