@@ -299,7 +299,7 @@ def put_leaf(reply: dict[str, Any], name: str, leaf: torch.Tensor | None, kind: 
 LIES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "no update": (lambda r: r.pop("update"), "lacks 'update'"),
     "no cases": (lambda r: r.pop("cases"), "lacks 'cases'"),
-    "zero cases": (lambda r: r.update(cases=0), "cases is 0, outside 1 to inf"),
+    "zero cases": (lambda r: r.update(cases=0), "cases is 0, outside 1 to 1000000"),
     "half a case": (lambda r: r.update(cases=1.5), "cases should be a whole number"),
     "true cases": (lambda r: r.update(cases=True), "cases should be a whole number"),
     "endless cases": (lambda r: r.update(cases=10**400), "cases is not finite"),

@@ -2,7 +2,8 @@
 
 import hashlib
 import itertools
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,28 @@ import torch
 from torch import nn
 
 import toy
-from fedscan.averaging import averaging, plain_train
+from fedscan.averaging import Train, averaging, plain_train
 from fedscan.data import cache as store
+from fedscan.journal import Journal
 from fedscan.launch import How, describe
-from fedscan.method import Message, Method, Tree, answer, receive
+from fedscan.ledger import ScoreRow
+from fedscan.method import Message, Method, Question, Replies, Sites, State, Tree, answer, receive
+from fedscan.methods.registry import get
+from fedscan.parts.around import Around
+from fedscan.parts.weigh import equally
+from fedscan.recorded import Answer, Letter
 from fedscan.run import Problem, run
+from fedscan.schema import Weights, weights_of
 from fedscan.secret import BLOCK, Secret
-from fedscan.site import Site, seed_of
-from fedscan.studyfile import build, load, read_cases
+from fedscan.site import Site, load, seed_of
+from fedscan.spec import Refused
+from fedscan.step import Step
+from fedscan.study import Scores, Study, Turn
+from fedscan.studyfile import build, read_cases
+from fedscan.studyfile import load as load_study
+from fedscan.tasks.segmentation import Segmentation
+from fedscan.trust import Held, unsound, variances
+from fedscan.wire import pack
 from tinystudy import write_study
 
 torch.set_num_threads(1)
@@ -124,7 +139,7 @@ def test_secret_numbers_are_spread_as_they_should_be() -> None:
 
 @pytest.mark.parametrize("what", ["t1", "label"])
 def test_a_run_is_not_gone_on_with_once_a_voxel_has_changed(what: str, tmp_path: Path) -> None:
-    file = load(write_study(tmp_path))
+    file = load_study(write_study(tmp_path))
     how = How(cache=tmp_path / "cache", resume=True, report=False)
     cases = read_cases(file, how.cache)
     describe(file, cases, build(file, cases), tmp_path / "run", how)
@@ -142,7 +157,7 @@ def test_no_scan_is_hashed_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     hashed: list[Path] = []
     digest = store._digest
     monkeypatch.setattr(store, "_digest", lambda path: hashed.append(path) or digest(path))
-    file = load(write_study(tmp_path))
+    file = load_study(write_study(tmp_path))
     for _ in range(2):
         cases = read_cases(file, tmp_path / "cache")
         scans = [path for path in hashed if path.suffix == ".nii"]
@@ -151,3 +166,247 @@ def test_no_scan_is_hashed_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         cases.facts()["files"]["west3"][1]
         == hashlib.sha256((tmp_path / "scans" / "west3_label.nii").read_bytes()).hexdigest()
     )
+
+
+# -- numbers that are finite and too large -----------------------------------------------------------------------------
+
+
+def adding(change: Callable[[str, Weights], Mapping[str, torch.Tensor]]) -> Train:
+    """Training that goes as it should, after which a site's model has other leaves."""
+
+    def train(site: Site, model: nn.Module, message: Message) -> Tree:
+        report = plain_train(site, model, message)
+        weights = weights_of(model)
+        load(model, {**weights, **change(site.name, weights)})
+        return report
+
+    return train
+
+
+def test_a_mean_that_overflows_is_not_kept(tmp_path: Path) -> None:
+    """Each site's change is finite; from -3e38 to 3e38 it is further than float32 goes."""
+    far = {"amsterdam": -3e38, "bergen": 3e38, "cairo": 0.0}
+    method = averaging(adding(lambda site, w: {"head.bias": torch.full_like(w["head.bias"], far[site])}))
+    for resume in (False, True):
+        with pytest.raises(Problem, match=r"after round 1, leaf 'head.bias' of weights is not finite.*learning rates"):
+            run(toy.study(method), tmp_path / "run", resume=resume)
+        journal = Journal(tmp_path / "run")
+        assert (journal.head, toy.same(journal.state(), toy.study(method).start())) == (0, True)
+        journal.close()
+
+
+def test_a_variance_that_turns_negative_is_not_kept(tmp_path: Path) -> None:
+    less = {"amsterdam": -9.0, "bergen": 1.0, "cairo": 1.0}
+    method = averaging(adding(lambda site, w: {"down.1.running_var": torch.full((8,), less[site])}), weigh=equally)
+    with pytest.raises(Problem, match=r"after round 1, leaf 'down.1.running_var' is a running variance of -2.33"):
+        run(toy.study(method), tmp_path / "run")
+
+
+def test_variances_are_found_by_the_type_of_their_layer() -> None:
+    model = nn.ModuleDict({"bn": nn.Linear(1, 1), "x": nn.InstanceNorm3d(2, 1e-3, track_running_stats=True)})
+    model["bn"].register_buffer("running_var", torch.ones(1))
+    model["y"], model["z"] = nn.GroupNorm(1, 2), nn.BatchNorm1d(2, track_running_stats=False)
+    assert variances(model) == {"x.running_var": 1e-3}
+    assert variances(nn.BatchNorm2d(3)) == {"running_var": 1e-5}
+
+
+def test_every_number_of_a_state_is_looked_at() -> None:
+    inf = torch.tensor([1.0, torch.inf])
+    model = nn.Linear(1, 1)
+    assert unsound({"weights": Weights({"a": -inf}), "n": 1.0}, model) == "leaf 'a' of weights is not finite"
+    assert unsound({"for": {"cairo": Weights({"a": inf * 0})}}, model) == "leaf 'a' of for/cairo is not finite"
+    assert unsound({"m": {"x": inf}}, model) == "m/x is not finite"
+    assert unsound({"shares": {"cairo": float("nan")}}, model) == "shares/cairo is not finite"
+    assert unsound({"a": torch.full((9,), 3e38), "b": torch.empty(0), "c": torch.tensor(3), "t": "x"}, model) == ""
+
+
+# -- cases that a site says it has -------------------------------------------------------------------------------------
+
+
+def told(count: Callable[[Site], int]) -> Method:
+    """FedAvg, to which sites answer with another count of cases."""
+    method = averaging()
+    learn = method.answers[0]
+
+    def reply(site: Site, message: Message) -> Tree:
+        return {**learn(site, message), "cases": count(site)}
+
+    asked = replace(learn, reply=reply)
+
+    def round(sites: Sites, state: State) -> State:
+        return method.round(Replaced(sites, asked), state)
+
+    return replace(method, round=round, answers=(asked,))
+
+
+class Replaced(Around):
+    """Sites that are put another question than the one that the round puts."""
+
+    def __init__(self, sites: Sites, question: Question) -> None:
+        super().__init__(sites)
+        self.question = question
+
+    def ask_each(self, question: Question, messages: Mapping[str, Message], *, need: int = 1) -> Replies:
+        return super().ask_each(self.question, messages, need=need)
+
+
+def refusals(folder: Path) -> dict[tuple[int, str], str]:
+    """Why which site was refused in which round."""
+    journal = Journal(folder)
+    rows = {(row.turn.round, row.turn.site): row.why for row in journal.rows("status = 'refused'")}
+    journal.close()
+    return rows
+
+
+TRUE = {"amsterdam": 64, "bergen": 48, "cairo": 80}
+
+
+def test_a_count_that_changes_between_rounds_is_refused(tmp_path: Path) -> None:
+    lying = told(lambda site: TRUE[site.name] + (site.name == "cairo") * (site.round == 2) * 1000)
+    state = run(toy.study(lying, rounds=3), tmp_path / "run")
+    assert refusals(tmp_path / "run") == {
+        (2, "cairo"): "the answer of cairo to learn counts 1080 cases where it said before 80"
+    }
+    assert state["shares"]["cairo"] == 80 / 192
+
+
+def test_what_a_site_said_before_is_known_after_a_resume(tmp_path: Path) -> None:
+    run(toy.study(told(lambda site: TRUE[site.name])), tmp_path / "run")
+    journal = Journal(tmp_path / "run")
+    with pytest.raises(Refused, match="counts 81 cases where it said before 80"):
+        held(toy.study(averaging()), journal, "learn", {"cases": 81})
+    held(toy.study(averaging()), journal, "learn", {"cases": 80})
+    journal.close()
+
+
+def test_a_count_that_the_study_knows_better_is_refused(tmp_path: Path) -> None:
+    counts = {name: {"train": n, "validation": 16, "test": 16} for name, n in TRUE.items()}
+    study = toy.study(told(lambda site: 81 if site.name == "cairo" else site.cases), counts=counts)
+    state = run(study, tmp_path / "run")
+    assert set(refusals(tmp_path / "run").values()) == {
+        "the answer of cairo to learn counts 81 cases where the study knows of 80"
+    }
+    assert state["shares"] == {"amsterdam": 64 / 112, "bergen": 48 / 112}
+
+
+def test_no_count_is_large_enough_to_take_everything(tmp_path: Path) -> None:
+    state = run(toy.study(told(lambda site: 2**63 if site.name == "cairo" else 64)), tmp_path / "run")
+    assert "cases is 9223372036854775808, outside 1 to 1000000" in refusals(tmp_path / "run")[1, "cairo"]
+    assert "cairo" not in state["shares"]
+
+
+# -- moments -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_site_that_keeps_its_moments_does_not_freeze_those_of_all(tmp_path: Path) -> None:
+    def train(site: Site, model: nn.Module, message: Message) -> Tree:
+        report = plain_train(site, model, message)
+        if site.name == "cairo":
+            del report["optimizer"]
+        return report
+
+    step = Step("adam", lr=0.01, batch=16, moments="averaged")
+    state = run(toy.study(averaging(train), step=step), tmp_path / "run")
+    assert "lacks 'optimizer'" in refusals(tmp_path / "run")[1, "cairo"]
+    assert float(state["optimizer"]["step/head.bias"]) == pytest.approx(
+        (64 * 8 + 48 * 6) / 112
+    )  # two rounds of 4 and of 3 steps
+
+
+def test_training_without_an_optimiser_has_no_moments_to_report(tmp_path: Path) -> None:
+    step = Step("adam", lr=0.01, batch=16, moments="averaged")
+    state = run(toy.study(get("fedsgd").make(), step=step), tmp_path / "run")
+    assert (refusals(tmp_path / "run"), "optimizer" in state) == ({}, False)
+
+
+# -- scores ------------------------------------------------------------------------------------------------------------
+
+SEGMENTED = Scores(labels=("ball",), ranges=Segmentation({}, {"ball": 1}, 2).ranges)
+ROW = ["c0", "s0", "cairo", "ball", "dice", 0.5]
+BAD: dict[str, tuple[list[list[Any]], str]] = {
+    "a score above its range": ([[*ROW[:5], 1.5]], "row 0: dice is 1.5, outside 0.0 to 1.0"),
+    "a score below its range": ([[*ROW[:4], "hd95", -1]], "row 0: hd95 is -1, outside 0.0 to inf"),
+    "a volume error below all": ([[*ROW[:4], "volume_error", -1.5]], "outside -1.0 to inf"),
+    "a score twice": ([ROW, ["c0", "s0", "cairo", "ball", "iou", 0.4], ROW], "row 2 gives dice of 'ball' in case 'c0'"),
+    "a label of no study": ([[*ROW[:3], "lung", "dice", 1]], "row 0 scores 'lung', and the labels are ball"),
+    "a metric of no study": ([[*ROW[:4], "praise", 1]], "row 0 holds 'praise', and the metrics are dice, iou"),
+    "another definition": ([[*ROW[:4], "hd95_pooled", 1]], "row 0 holds 'hd95_pooled'"),
+    "a case of two subjects": ([ROW, ["c0", "s1", "cairo", "ball", "iou", 1]], "row 1 gives case 'c0' to another"),
+    "text that moves the cursor": ([["c\x1b[2J", *ROW[1:]]], "printable characters"),
+    "text that turns its direction": ([["c", "s\u202e0", *ROW[2:]]], "printable characters"),
+    "text of two lines": ([[*ROW[:3], "ball\nx", *ROW[4:]]], "printable characters"),
+    "text without end": ([["c" * 201, *ROW[1:]]], "at most 200"),
+}
+
+
+@pytest.mark.parametrize(("rows", "said"), BAD.values(), ids=BAD)
+def test_rows_that_no_task_would_give_are_refused(rows: list[list[Any]], said: str) -> None:
+    SEGMENTED.check([ROW, ["c1", *ROW[1:5], None], [*ROW[:4], "hd95", 2e9]], "rows")
+    with pytest.raises(Refused, match=re.escape(said)):
+        SEGMENTED.check(rows, "rows")
+
+
+class Boasting(toy.Toy):
+    """One site scores more cases than it has, another calls its cases someone else's."""
+
+    def scores(self, model: nn.Module, split: Any, site: str, final: bool) -> list[list[Any]]:
+        rows = super().scores(model, split, site, final)
+        if site == "cairo":
+            rows += [["more", "more", site, "class", "accuracy", 1.0]]
+        return [[case, subject, "amsterdam", *rest] for case, subject, _, *rest in rows]
+
+
+def scored(study: Study, folder: Path) -> list[ScoreRow]:
+    found: list[ScoreRow] = []
+    run(study, folder, watch=lambda what, value: found.extend(value) if what == "scores" else None)
+    return found
+
+
+def test_scores_stand_under_the_site_that_gave_them_and_are_no_more_than_its_cases(tmp_path: Path) -> None:
+    counts = {name: {"train": n, "validation": 16, "test": 16} for name, n in TRUE.items()}
+    rows = scored(replace(toy.study(averaging(), counts=counts), task=Boasting()), tmp_path / "run")
+    assert {(row.tested_at, row.case.split("-")[0]) for row in rows} == {("amsterdam",) * 2, ("bergen",) * 2}
+    assert refusals(tmp_path / "run") == {
+        (3, "cairo"): "the answer of cairo to evaluate scores 17 test cases; it has 16"
+    }
+
+
+def test_only_a_site_that_pools_cases_names_where_they_are_from(tmp_path: Path) -> None:
+    pooled = replace(toy.study(averaging(), names=("pooled",)), task=Boasting())
+    rows = scored(replace(pooled, origins={"pooled": ("amsterdam", "bergen")}), tmp_path / "known")
+    assert {row.tested_at for row in rows} == {"amsterdam"}
+    assert scored(replace(pooled, origins={"pooled": ("bergen",)}), tmp_path / "unknown") == []
+    assert "scores cases of 'amsterdam', which is none of its sites" in refusals(tmp_path / "unknown")[3, "pooled"]
+
+
+def held(study: Study, journal: Journal, question: str, reply: Tree) -> None:
+    """Raises Refused where the run would not take this answer of Cairo's."""
+    turn = Turn(9, 0, "cairo")
+    letter = Letter(turn, question, {"split": "test"}, pack({}), None)
+    Held(study, NoEngine(), journal)._check(letter, Answer(turn, reply))  # type: ignore[arg-type]
+
+
+class NoEngine:
+    """Names, and nothing else of an engine."""
+
+    names = toy.NAMES
+
+
+@pytest.mark.parametrize("rows", [None, 3, [1], [[1, 2]], [[[], {}, []]], {"a": 1}])
+def test_rows_of_any_form_are_left_to_the_spec(rows: Any, tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    held(toy.study(averaging()), journal, "evaluate", {"rows": rows})
+    held(toy.study(averaging()), journal, "learn", {"cases": rows})
+    journal.close()
+
+
+def test_a_study_file_tells_how_many_cases_sites_have(tmp_path: Path) -> None:
+    file = load_study(write_study(tmp_path))
+    cases = read_cases(file, tmp_path / "cache")
+    study = build(file, cases)
+    assert study.counts == {name: {"train": 3, "validation": 1, "test": 1} for name in ("east", "west")}
+    assert [len(split) for split in study.splits("west")] == [3, 1, 1]
+    pooled = build(file.by("centralised"), cases)
+    assert (pooled.counts["pooled"]["train"], pooled.origins) == (6, {"pooled": ("east", "west")})
+    assert isinstance(study.evaluate.gives(study.terms).entries["rows"], Scores)
+    assert study.evaluate.gives(study.terms).entries["rows"].labels.keys() == {"ball"}

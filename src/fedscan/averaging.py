@@ -16,7 +16,7 @@ from fedscan.parts.step import ServerStep, take
 from fedscan.parts.weigh import Weigh, by_cases, counted
 from fedscan.schema import Schema, Weights, schema_of, weights_of
 from fedscan.site import Site, copy_of, fit
-from fedscan.spec import Leaves, Maybe, Number, Refused, Spec
+from fedscan.spec import Cases, Leaves, Refused, Spec
 
 NOTHING: Mapping[str, Spec] = MappingProxyType({})
 Train = Callable[[Site, nn.Module, Message], Tree]
@@ -98,16 +98,18 @@ def leaving(report: Tree, travels: frozenset[str]) -> Tree:
     return {**report, "optimizer": moments.only(k for k in moments if of_parameter(k) in travels)}
 
 
-def update_spec(share: Share, channel: Channel, reports: Mapping[str, Spec]) -> Callable[[Terms], dict[str, Spec]]:
+def update_spec(
+    share: Share, channel: Channel, reports: Mapping[str, Spec], moments: bool = True
+) -> Callable[[Terms], dict[str, Spec]]:
     """What an answer with an update holds: the coded leaves that travel, the cases, and what training reports."""
 
     def gives(terms: Terms) -> dict[str, Spec]:
         travels = share(terms.model)
         schema = {k: leaf for k, leaf in schema_of(terms.model).items() if k in travels}
-        entries: dict[str, Spec] = {"update": channel.gives(schema), "cases": Number(low=1, whole=True), **reports}
-        moments = terms.step.moments_schema(terms.model)
-        if some := {k: leaf for k, leaf in moments.items() if of_parameter(k) in travels}:
-            entries["optimizer"] = Maybe(Leaves(some))
+        entries: dict[str, Spec] = {"update": channel.gives(schema), "cases": Cases(), **reports}
+        every = terms.step.moments_schema(terms.model) if moments else {}
+        if some := {k: leaf for k, leaf in every.items() if of_parameter(k) in travels}:
+            entries["optimizer"] = Leaves(some)  # of every site: one that left them out would keep all from averaging
         return entries
 
     return gives
@@ -126,6 +128,7 @@ def averaging(
     use: Callable[[Site, Message], nn.Module] = receive,
     reports: Mapping[str, Spec] = NOTHING,
     privacy: Privacy = "weights",
+    moments: bool = True,
 ) -> Method:
     """FedAvg, and with one part exchanged, some forty of its descendants.
 
@@ -139,9 +142,10 @@ def averaging(
     step     what the server does with the merged update
     use      what a site predicts with
     reports  what else ``train`` reports than numbers of any size;  privacy: the most telling class of data in that
+    moments  whether ``train`` reports the optimiser's moments where the study has them averaged, as ``fit`` does
     """
 
-    @answer(privacy, update_spec(share, channel, reports))
+    @answer(privacy, update_spec(share, channel, reports, moments))
     def learn(site: Site, message: Message) -> Tree:
         x = arrived(site, message, down)
         model = receive(site, {**message, "weights": x})
@@ -161,8 +165,8 @@ def averaging(
 
     def round(sites: Sites, state: State) -> State:
         chosen, before = pick(sites.names, sites.random("pick")), state
-        moments = {"optimizer": state["optimizer"]} if "optimizer" in state else {}
-        replies = sites.ask_each(learn, messages(state, chosen, **moments))
+        sent = {"optimizer": state["optimizer"]} if "optimizer" in state else {}
+        replies = sites.ask_each(learn, messages(state, chosen, **sent))
         state = caught_up(state)
         updates = Updates(replies, channel, state["weights"].schema)
         shares = weigh(updates, state)

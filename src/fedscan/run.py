@@ -8,9 +8,10 @@ from fedscan.engines.local import Local
 from fedscan.journal import Journal
 from fedscan.ledger import ScoreRow
 from fedscan.memory import Event, nothing
-from fedscan.method import Absent, State, messages, published
+from fedscan.method import Absent, State, Tree, messages, published
 from fedscan.recorded import COMMIT_SECONDS, Engine, Recorded
 from fedscan.study import Study
+from fedscan.trust import Held, unsound
 
 Watch = Callable[[str, Any], None]  # ("round", number), ("turn", Row), ("scores", rows), ("skipped", sentence)
 EngineMaker = Callable[[Study, Path], Engine]
@@ -44,7 +45,7 @@ def run(
     journal = Journal(folder, durable=durable, event=event)
     try:
         check_same(study, journal, folder)
-        sites = Recorded(study, carrier, journal, commit_seconds=commit_seconds)
+        sites = Recorded(study, Held(study, carrier, journal), journal, commit_seconds=commit_seconds)
         sites.notice = lambda row: watch("turn", row)
         return rounds(study, sites, journal, watch)
     finally:
@@ -86,15 +87,24 @@ def rounds(study: Study, sites: Recorded, journal: Journal, watch: Watch) -> Sta
 
 
 def one_round(study: Study, sites: Recorded, state: State, watch: Watch) -> State:
-    """The state after one round of the method; the same state where too few sites answered and the study skips."""
+    """The state after one round of the method; the same state where too few sites answered and the study skips.
+
+    Raises Problem where the new state holds what no model can be made of; HEAD then stays where it is.
+    """
     try:
-        return study.method.round(sites, state)
+        after = study.method.round(sites, state)
     except Absent as e:
         if study.absent != "skip":
             raise
         sites.skip()
         watch("skipped", f"round {sites.round} was skipped: {e}")
         return state
+    if wrong := unsound(after, study.terms.model):
+        raise Problem(
+            f"after round {sites.round}, {wrong}, so this round is not kept: lower the learning rates, of the server "
+            "too, or leave out the site whose numbers stand out in the report, and begin again in another folder"
+        )
+    return after
 
 
 def evaluate(study: Study, sites: Recorded, state: State, split: str) -> list[ScoreRow]:
@@ -103,7 +113,7 @@ def evaluate(study: Study, sites: Recorded, state: State, split: str) -> list[Sc
     return [
         row
         for name in replies
-        for row in score_rows(replies[name]["rows"], sites.round, split, name if "for" in state else "federation")
+        for row in score_rows(study, sites.round, split, name if "for" in state else "federation", name, replies[name])
     ]
 
 
@@ -114,13 +124,17 @@ def cross(study: Study, sites: Recorded, state: State) -> list[ScoreRow]:
         others = [name for name in study.names if name != origin]
         replies = sites.ask(study.evaluate, {**published(state, origin), "split": "test"}, to=others, need=0)
         for name in replies:
-            rows += score_rows(replies[name]["rows"], sites.round, "test", origin)
+            rows += score_rows(study, sites.round, "test", origin, name, replies[name])
     return rows
 
 
-def score_rows(rows: list[list[Any]], round: int, split: str, trained_at: str) -> list[ScoreRow]:
-    """Rows of an ``evaluate`` answer (case, subject, site, label, metric, value) as rows of the record."""
+def score_rows(study: Study, round: int, split: str, trained_at: str, site: str, answer: Tree) -> list[ScoreRow]:
+    """Rows of an ``evaluate`` answer (case, subject, origin, label, metric, value) as rows of the record.
+
+    A case was tested at the site that answered, whatever it says; only one that pools others' cases may name those.
+    """
+    pools = site in study.origins
     return [
-        ScoreRow(round, split, trained_at, site, case, subject, label, metric, value)
-        for case, subject, site, label, metric, value in rows
+        ScoreRow(round, split, trained_at, origin if pools else site, case, subject, label, metric, value)
+        for case, subject, origin, label, metric, value in answer["rows"]
     ]

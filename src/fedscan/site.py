@@ -54,7 +54,11 @@ Rows = list[list[Any]]  # case, subject, site, label, metric, value (None where 
 
 
 class Task(Protocol):
-    """What is learned. Knows nothing of federation: the same object trains on pooled data."""
+    """What is learned. Knows nothing of federation: the same object trains on pooled data.
+
+    A task may also have ``labels``, the names of what it scores, and ``ranges``, the least and largest value of each
+    metric: what sites report is then held to them.
+    """
 
     networks: Mapping[str, Callable[[], nn.Module]]  # by role; "model" is the one that predicts
 

@@ -41,6 +41,15 @@ class Number:
 
 
 @dataclass(frozen=True)
+class Cases(Number):
+    """How many training cases a site has. A run holds it to what the study knows, else to what the site said first."""
+
+    low: float = 1
+    high: float = 1_000_000
+    whole: bool = True
+
+
+@dataclass(frozen=True)
 class Text:
     """Text of at most ``limit`` characters, all of them printable, so that it can go into any table and terminal."""
 

@@ -1,7 +1,8 @@
 """A study: one task, one method, some sites. The server and every site build it alike, from the same file."""
 
+import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,11 +14,43 @@ from torch import Tensor
 from fedscan.method import Message, Method, Question, State, Terms, Tree, answer, published
 from fedscan.schema import Weights
 from fedscan.site import Site, Slots, Splits, Task, first_model, seed_of
-from fedscan.spec import Number, Refused, Table, Text
+from fedscan.spec import Number, Refused, Spec, Table, Text, brief
 from fedscan.step import Step
 
-ROWS = Table({"case": Text(), "subject": Text(), "site": Text(), "label": Text(), "metric": Text(),
-              "value": Number(optional=True)})  # fmt: skip
+COLUMNS: Mapping[str, Spec] = {
+    "case": Text(), "subject": Text(), "site": Text(), "label": Text(), "metric": Text(), "value": Number(optional=True)
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Scores(Table):
+    """Scores of cases: each metric of each label of a case once, and each case of one subject and one site.
+
+    labels   those that the task scores;  ranges: the least and largest value of each metric; None: not known
+    """
+
+    columns: Mapping[str, Spec] = field(default_factory=lambda: COLUMNS)
+    labels: Collection[str] | None = None
+    ranges: Mapping[str, tuple[float, float]] | None = None
+
+    def check(self, value: Any, where: str) -> None:
+        """Raises Refused for the first row that does not fit."""
+        super().check(value, where)
+        seen: set[tuple[str, str, str]] = set()
+        whose: dict[str, tuple[str, str]] = {}
+        for i, (case, subject, site, label, metric, score) in enumerate(value):
+            row = f"{where}: row {i}"
+            if self.labels is not None and label not in self.labels:
+                raise Refused(f"{row} scores {brief(label)}, and the labels are {', '.join(self.labels)}")
+            if self.ranges is not None and metric not in self.ranges:
+                raise Refused(f"{row} holds {brief(metric)}, and the metrics are {', '.join(self.ranges)}")
+            low, high = (self.ranges or {}).get(metric, (-math.inf, math.inf))
+            Number(low, high, optional=True).check(score, f"{row}: {metric}")
+            if (case, label, metric) in seen:
+                raise Refused(f"{row} gives {metric} of {brief(label)} in case {brief(case)} again")
+            seen.add((case, label, metric))
+            if whose.setdefault(case, (subject, site)) != (subject, site):
+                raise Refused(f"{row} gives case {brief(case)} to another subject or site than before")
 
 
 class Turn(NamedTuple):
@@ -40,6 +73,8 @@ class Study:
     every    validate after every so many rounds; 0 for never
     silent   simulated silence: the rounds in which a site does not answer
     seconds  simulated seconds a site takes to answer a question put with ``start``; decides the order of arrival
+    counts   how many cases a site has in each split, where this is known beforehand
+    origins  whose cases a site has that pools those of others
     """
 
     task: Task
@@ -53,6 +88,8 @@ class Study:
     absent: Literal["skip", "wait", "stop"] = "skip"
     silent: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
+    counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    origins: Mapping[str, Collection[str]] = field(default_factory=dict)
     device: str = "cpu"
     threads: int = 1
     name: str = "study"
@@ -94,7 +131,9 @@ class Study:
         The test cases are taken from the study: no method is handed them, not even to make its model for this.
         """
 
-        @answer("statistics", lambda terms: {"rows": ROWS})
+        rows = Scores(labels=getattr(self.task, "labels", None), ranges=getattr(self.task, "ranges", None))
+
+        @answer("statistics", lambda terms: {"rows": rows})
         def evaluate(site: Site, message: Message) -> Tree:
             model = self.method.use(site, message).eval()
             final = message["split"] == "test"

@@ -74,7 +74,7 @@ def full_gradient(site: Site, model: nn.Module, message: Message) -> Tree:
 )
 def fedsgd(**rest: Unpack[Parts]) -> Method:
     """x <- x - eta sum_k (n_k / n) grad F_k(x). McMahan et al., AISTATS 2017, section 2."""
-    return averaging(full_gradient, **rest)
+    return averaging(full_gradient, moments=False, **rest)
 
 
 @card(

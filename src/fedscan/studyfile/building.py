@@ -43,6 +43,8 @@ def build(file: StudyFile, cases: Cases) -> Study:
         absent=file.run.absent,
         silent=file.run.silent,
         seconds=file.run.seconds,
+        counts={name: {split: len(kept) for split, kept in of[name].items()} for name in names},
+        origins={POOLED: cases.sites} if entry.card.pooled else {},
         device=file.device,
         threads=file.run.threads,
         name=file.name,

@@ -11,6 +11,7 @@ Libraries disagree on HD95 and on empty masks, so the rule is written here once 
 - Undefined is None. It is never a number, and never averaged.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -22,6 +23,12 @@ Scores = dict[str, dict[str, float | None]]
 
 HD95 = ("hd95", "hd95_pooled", "hd95_area")
 OVERLAP = ("dice", "iou", "precision", "recall", "volume_error")
+# The least and the largest value of every metric; None, for undefined, aside.
+RANGES = {
+    **dict.fromkeys(("dice", "iou", "precision", "recall", "nsd"), (0.0, 1.0)),
+    **dict.fromkeys((*HD95, "volume_ml", "reference_ml", "area_cm2", "reference_cm2"), (0.0, math.inf)),
+    "volume_error": (-1.0, math.inf),
+}
 # The size of the prediction and of the reference, by the number of axes: their names, and how many mm^n one unit has.
 SIZES = {3: ("volume_ml", "reference_ml", 1000.0), 2: ("area_cm2", "reference_cm2", 100.0)}
 

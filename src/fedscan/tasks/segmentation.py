@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fedscan.site import Batch, Outputs, Rows, Split
 from fedscan.tasks.losses import dice_cross_entropy
-from fedscan.tasks.metrics import case_scores, mean_over_labels
+from fedscan.tasks.metrics import HD95, RANGES, case_scores, mean_over_labels
 
 TOGETHER = 2  # cases predicted at a time: enough for speed, and a third of what training takes
 
@@ -38,6 +38,11 @@ class Segmentation:
     hd95: str = "hd95"
     penalty: str | None = None
     ignored: int | None = None
+
+    @property
+    def ranges(self) -> dict[str, tuple[float, float]]:
+        """The least and the largest value of every metric that cases are scored by."""
+        return {metric: found for metric, found in RANGES.items() if metric not in HD95 or metric == self.hd95}
 
     def outputs(self, model: nn.Module, batch: Batch) -> Outputs:
         """One forward pass: logits (B, classes, *grid)."""
