@@ -32,6 +32,11 @@ def learned(schema: Schema) -> Schema:
     return {k: leaf for k, leaf in schema.items() if leaf.kind is Kind.PARAMETER}
 
 
+def never(options: Mapping[str, Any]) -> bool:
+    """Whatever the hyperparameters, no."""
+    return False
+
+
 def any_step(step: Step) -> None:
     """Admits every way of taking local steps."""
 
@@ -67,7 +72,8 @@ class Card:
     moments        what becomes of the optimiser's moments after a round, where the study does not say
     model          the network it is published with, where the study names none
     reduces        when it is another method, bit for bit
-    needs          what it asks of a site beside training cases
+    needs          what it asks of a site beside training cases;  validates: whether, with these hyperparameters, sites
+                   are weighed by their validation cases, so that a study without any is refused
     admits         raises ValueError, in one sentence, for a ``Step`` it cannot work with
     pooled         not a method over sites: the study is rewritten to one site that holds all cases
     """
@@ -89,6 +95,7 @@ class Card:
     model: str | None = None
     reduces: Reduction | None = None
     needs: str = "training cases with labels"
+    validates: Callable[[Mapping[str, Any]], bool] = never
     admits: Callable[[Step], None] = any_step
     pooled: bool = False
 

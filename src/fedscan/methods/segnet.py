@@ -32,6 +32,12 @@ REPORTS = {
     "diversity": Number(0, 1),
 }
 DESCRIBED = {"diversity": Number(0, 1)}
+BY_DIVERGENCE = ("a", "h", "alpha", "gamma", "c")  # what equation 17 leaves out
+IDLE = {  # what cannot act, by the option that keeps it from that
+    ("aggregation", "divergence-only"): BY_DIVERGENCE,
+    ("aggregation", "fedavg"): (*BY_DIVERGENCE, "beta", "cosine", "w_min", "w_max", "ema"),
+    ("server", "average"): ("eta",),
+}
 FAREED = {
     "family": "fedsegnet",
     "paper": "Fareed, Ding, Hussain, Uddin, Arif & Tajoor, FedSegNet, 2025",
@@ -50,6 +56,19 @@ def coded(schema: Schema, options: Mapping[str, Any]) -> int:
 def coded_down(schema: Schema, options: Mapping[str, Any]) -> int:
     """The same of the change that a site is sent where it holds the last model."""
     return coded(schema, {"fraction": options["down_fraction"], "bits": options["down_bits"]})
+
+
+def by_quality(options: Mapping[str, Any]) -> bool:
+    """Whether a site counts by how well models do on validation cases."""
+    return options["aggregation"] in ("adaptive", "cross-scored") and options["alpha"] > 0
+
+
+def all_act(given: Mapping[str, Any], options: Mapping[str, tuple[Any, Any]]) -> None:
+    """ValueError, in one sentence, for hyperparameters that are not at their defaults and cannot act."""
+    for (key, value), idle in IDLE.items():
+        if given[key] == value and (lost := [name for name in idle if given[name] != options[name][1]]):
+            them, do = ("them", "do") if len(lost) > 1 else ("it", "does")
+            raise ValueError(f"{', '.join(lost)} {do} nothing where {key} is {value!r}: leave {them} out")
 
 
 def scored_train(site: Site, model: nn.Module, message: Message) -> Tree:
@@ -84,6 +103,7 @@ def diversity_of(site: Site) -> float:
     down=coded_down,
     privacy="statistics",
     needs="training and validation cases with labels",
+    validates=by_quality,
     model="fedsegnet",
     reduces=Reduction(
         "fedavg",
@@ -122,7 +142,10 @@ def fedsegnet(
                       larger than that, and the bits of each; feedback: what was held back is sent later
     down_fraction, down_bits  the same for the way down
     server, eta       plain averaging, or an Adam step of rate eta at the server
+
+    ValueError for hyperparameters that are set, other than by default, and can do nothing.
     """
+    all_act(locals(), fedsegnet.options)
     every = weights.adaptive(
         a=a, h=h, alpha=alpha, beta=beta, gamma=gamma, c=c, cosine=cosine, w_min=w_min, w_max=w_max, ema=ema
     )

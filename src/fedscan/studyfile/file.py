@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import json
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -245,6 +246,11 @@ def read(raw: dict[str, Any], places: Places, text: str, file_method: str | None
         for name, form in forms.items()
     }
     entry, options = read_method(free["method"], free["methods"], places, file_method)
+    if not tables["data"].fractions[1] and entry.card.validates(options):
+        raise Problem(
+            f"{places.of(('data', 'fractions'))}: {entry.card.name} weighs hospitals by their validation cases, and "
+            "data.fractions leaves none: give validation, the second of the three, a part above 0."
+        )
     baselines(tables["run"].baselines, places)
     model, model_options = read_model(free["model"], tables["data"], places, entry.card.model or "unet")
     tables["train"], step = read_step(tables["train"], entry.card, places)
@@ -337,6 +343,11 @@ def read_method(
         chosen = {path[1] for path in places.given if path[0] == "method" and len(path) > 1}
         own = {**others.get(name, {}), **{k: v for k, v in own.items() if k in chosen}}
     options = checked(of_options(entries[name].options), own, ("method",), places).model_dump(mode="json")
+    try:
+        entries[name].make(options)
+    except ValueError as e:
+        key = next((k for k in own if k in re.split(r"\W+", str(e))), "name")
+        raise Problem(f"{places.of(('method', key))}: {str(e).rstrip('.')}.") from e
     return entries[name], options
 
 
