@@ -93,10 +93,10 @@ def _scores(
             for label in LABELS:
                 dice = float(np.clip(value + HARDER[label] + 0.03 * ease + 0.01 * rng.normal(), 0.02, 0.98))
                 gone = site == "Birch Lane" and k == 0 and label == "lesion"
-                for metric, score in _metrics(dice, rng).items():
-                    yield ScoreRow(
-                        r, split, trained_at, site, case, f"{site}-{k}", label, metric, None if gone else score
-                    )
+                sizes = (0.0, 0.0) if gone else (12.0, 0.0 if dice < 0.1 else 11.5)
+                rows = {metric: None if gone else score for metric, score in _metrics(dice, rng).items()}
+                for metric, score in {**rows, "reference_ml": sizes[0], "volume_ml": sizes[1]}.items():
+                    yield ScoreRow(r, split, trained_at, site, case, f"{site}-{k}", label, metric, score)
 
 
 def _metrics(dice: float, rng: np.random.Generator) -> dict[str, float]:

@@ -1,49 +1,23 @@
 """The report: nothing from outside, nothing injected, the verdicts and counts by hand, and a look by a real browser."""
 
-import base64
 import json
 import re
 import shutil
 import subprocess
 import warnings
-from collections.abc import Sequence
 from dataclasses import replace
-from html.parser import HTMLParser
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
-from fedscan.ledger import Overlay, Record, ScoreRow, SiteRow, TurnRow
-from fedscan.report import comparison, overlays, tables, turns, words, write_comparison, write_report
-from fedscan.statistics import Summary, macro, paired
+from fedscan.ledger import Record, ScoreRow, SiteRow
+from fedscan.report import tables, turns, words, write_report
+from fedscan.statistics import Summary
+from pages import Page, rows, small, turn
 from records import make_record
 
 HOSTILE = "<script>alert(1)</script>\"><img src=x onerror=alert(1)>'${{7*7}} $\\frac{1}$ --> 医院"
-
-
-class Page(HTMLParser):
-    """Every tag, attribute and text of a page."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.attributes: list[tuple[str, str]] = []
-        self.words: list[str] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.attributes += [(name, value or "") for name, value in attrs]
-
-    def handle_data(self, data: str) -> None:
-        self.words.append(data)
-
-    @property
-    def text(self) -> str:
-        return re.sub(r"\s+", " ", " ".join(self.words))
 
 
 @pytest.fixture(scope="module")
@@ -54,28 +28,6 @@ def record() -> Record:
 @pytest.fixture(scope="module")
 def page(record: Record, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_report(record, tmp_path_factory.mktemp("report"))
-
-
-def rows(site: str, values: list[float | None], trained_at: str = "federation", label: str = "a") -> list[ScoreRow]:
-    return [
-        ScoreRow(1, "test", trained_at, site, f"c{k}", f"s{k}", label, "dice", value) for k, value in enumerate(values)
-    ]
-
-
-def small(alone: list[float | None], ours: list[float | None]) -> Record:
-    """One hospital whose cases scored ``alone`` and ``ours``."""
-    return replace(
-        make_record(rounds=1, cases=1),
-        sites=(SiteRow("A", 9, 9, 2, 1, len(ours)),),
-        scores=tuple(rows("A", ours)),
-        comparisons={"local-only": tuple(rows("A", alone, "A"))},
-        turns=(),
-        overlays=(),
-    )
-
-
-def turn(site: str, r: int, privacy: str = "weights", up: int = 100, status: str = "answered") -> TurnRow:
-    return TurnRow(r, r, site, "train", privacy, status, 1.0, 1000, up, 0.0, "", "", "" if up else "gone")
 
 
 # What the file is
@@ -267,6 +219,26 @@ def test_a_score_undefined_everywhere_is_shown_as_such(tmp_path: Path) -> None:
     assert not re.search(r"\bnan\b", text, re.I)
 
 
+def test_every_structure_has_its_four_counts(record: Record, tmp_path: Path) -> None:
+    """Five test cases: two in both outlines, one missed, one made up, one in neither."""
+    sizes = [(5.0, 4.0), (5.0, 6.0), (5.0, 0.0), (0.0, 1.0), (0.0, 0.0)]
+    at = (1, "test", "federation", "A")
+    measured = [
+        ScoreRow(*at, f"c{k}", f"s{k}", "a", metric, value)
+        for k, pair in enumerate(sizes)
+        for metric, value in zip(("reference_ml", "volume_ml"), pair, strict=True)
+    ]
+    bare = small([0.8] * 5, [0.8] * 5)
+    assert tables.scores(bare).found == {}
+    assert "In both outlines" not in write_report(bare, tmp_path).read_text()
+    scored = replace(bare, scores=(*bare.scores, *measured))
+    text = Page(write_report(scored, tmp_path).read_text()).text
+    assert re.search(
+        r"In both outlines +Missed by the model +Outlined by the model only +In neither +a +2 +1 +1 +1\b", text
+    )
+    assert sum(vars(tables.scores(record).found["lesion"]).values()) == 40
+
+
 @pytest.mark.parametrize("method", ["fedsegnet", "local-only", "centralised"])
 def test_a_bare_record_still_makes_a_page(record: Record, method: str, tmp_path: Path) -> None:
     bare = replace(
@@ -296,10 +268,9 @@ def test_a_run_of_a_baseline_is_called_by_its_name(record: Record, tmp_path: Pat
 def test_what_spoils_every_number_is_said_first(record: Record, tmp_path: Path) -> None:
     silent = tuple(replace(t, status="refused", bytes_up=0) if t.round in (2, 9) else t for t in record.turns)
     sites = (*record.sites[:-1], replace(record.sites[-1], test=0))
-    gone = tuple(
-        ScoreRow(10, "test", "federation", s.name, "c", "c", "lesion", "reference_ml", 0.0) for s in record.sites
-    )
-    spoilt = replace(record, turns=silent, sites=sites, scores=(*record.scores, *gone))
+    of_lesion = ("lesion", "reference_ml")
+    scores = tuple(replace(s, value=0.0) if (s.label, s.metric) == of_lesion else s for s in record.scores)
+    spoilt = replace(record, turns=silent, sites=sites, scores=scores)
     text = Page(write_report(spoilt, tmp_path).read_text()).text
     assert "Nothing was learned in 2 rounds of 10 (2 and 9)" in text
     assert f"{sites[-1].name} has no test case" in text
@@ -371,86 +342,22 @@ def test_presence_shows_the_worst_of_a_round(record: Record) -> None:
     assert {c.name: (c.absent, c.refused) for c in shown[1]}["Dunmore"] == ([3, 4], [])
 
 
-# Pictures
+def test_a_single_round_has_whole_numbers_below_it() -> None:
+    from fedscan.report.figures import Curve, curves
+
+    one = Curve("A", [1], [0.5])
+    assert set(re.findall(r">(\d+(?:\.\d+)?)</text>", str(curves(one, [one], "", "")))) & {"0.6", "0.8", "1.2"} == set()
 
 
-def one_case(shape: tuple[int, ...] = (10, 12, 6), spacing: tuple[float, ...] = (1.0, 2.0, 4.0)) -> Overlay:
-    """Made with axes (x, y, z) = (right, front, top); a record holds (z, y, x)."""
-    reference, prediction = np.zeros(shape, np.uint8), np.zeros(shape, np.uint8)
-    reference[2:6, 3:7, 2:4] = 1
-    prediction[4:8, 3:7, 2:4] = 1
-    image = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
-    return Overlay("A", "c", "worst", 0.5, image.T, reference.T, prediction.T, spacing[::-1])
-
-
-def decoded(svg: str, kind: str) -> list[np.ndarray]:
-    found = re.findall(rf'<image class="{kind}"[^>]*base64,([^"]*)"', svg)
-    return [np.asarray(Image.open(BytesIO(base64.b64decode(data)))) for data in found]
-
-
-def test_planes_are_to_scale_and_turned_as_on_a_workstation() -> None:
-    svg = str(overlays.draw(one_case(), {"a": 1}).svg)
-    sizes = re.findall(r'<image class="base" width="([\d.]+)" height="([\d.]+)"', svg)
-    # axes of 10 x 1, 12 x 2 and 6 x 4 mm: axial right-front, coronal right-top, sagittal front-top
-    assert [(float(w), float(h)) for w, h in sizes] == [(10, 24), (10, 24), (24, 24)]
-    axial = decoded(svg, "base")[0]
-    assert axial.shape == (12, 10)
-    assert axial[0, 0] > axial[0, -1]  # values grow to the right and the front: the front right is at the top left
-    assert axial[0, 0] > axial[-1, 0]
-
-
-def test_errors_are_missed_or_extra_where_the_masks_differ() -> None:
-    svg = str(overlays.draw(one_case(), {"a": 1}).svg)
-    axial = decoded(svg, "err v0")[0]  # rows run from the front, columns from the right
-    expected = np.zeros((12, 10), np.uint8)
-    expected[5:9, 6:8] = overlays.MISSED  # first axis 2 and 3
-    expected[5:9, 2:4] = overlays.EXTRA  # first axis 6 and 7
-    np.testing.assert_array_equal(axial, expected)
-
-
-def test_confusion_of_two_structures_has_its_own_colour_and_views() -> None:
-    case = one_case()
-    other = np.where(case.reference == 1, 2, 0).astype(np.uint8)
-    svg = str(overlays.draw(replace(case, prediction=other), {"a": 1, "b": 2}).svg)
-    assert set(np.unique(decoded(svg, "err v0")[0])) == {0, overlays.CONFUSED}
-    assert set(np.unique(decoded(svg, "err v1")[0])) == {0, overlays.MISSED}
-    assert set(np.unique(decoded(svg, "err v2")[0])) == {0, overlays.EXTRA}
-
-
-def test_an_outline_runs_around_its_mask_in_mm() -> None:
-    svg = str(overlays.draw(one_case(), {"a": 1}).svg)
-    (path, *_) = re.findall(r'<path class="ref v0 v1" d="([^"]*)"', svg)
-    points = np.array([[float(v) for v in point.split()] for point in re.findall(r"[\d.]+ [\d.]+", path)])
-    # columns 4 to 7 from the right, rows 5 to 8 from the front of 2 mm: outer edges at 4..8 and 10..18 mm
-    np.testing.assert_allclose([points.min(0), points.max(0)], [[4, 10], [8, 18]], atol=0.01)
-
-
-def test_a_plane_goes_where_every_structure_shows() -> None:
-    mask = np.zeros((8, 8, 8), np.uint8)
-    mask[:, :, 1:] = 1
-    mask[3:5, 3:5, 6] = 2  # small, so the largest cross-section of all labels together would miss it
-    assert overlays._slices(mask, {"a": 1, "b": 2})[2] == 6
-
-
-def test_a_flat_image_is_drawn_as_it_lies() -> None:
-    flat = one_case()
-    flat = replace(flat, image=flat.image[0].T, reference=flat.reference[2].T, prediction=flat.prediction[2].T)
-    svg = str(overlays.draw(replace(flat, spacing=(1.0, 2.0)), {"a": 1}).svg)
-    (drawn,) = decoded(svg, "base")
-    assert drawn.shape == (10, 12)
-    assert drawn[0, 0] < drawn[-1, -1]
-    with pytest.raises(ValueError, match="same axes"):
-        overlays.draw(replace(flat, spacing=(1.0,)), {"a": 1})
-
-
-def test_many_large_cases_still_fit_and_the_worst_stay() -> None:
-    rng = np.random.default_rng(0)
-    noise = rng.normal(size=(96, 96, 96)).astype(np.float32)
-    big = [replace(one_case((96, 96, 96)), image=noise, rank=rank) for rank in ("best", "median", "worst")]
-    kept, left_out = overlays.pictures(big, {"a": 1}, budget=50_000)
-    assert [p.rank for p in kept] == ["worst"]
-    assert [o.rank for o in left_out] == ["best", "median"]
-    assert len(overlays.pictures(big, {"a": 1})[0]) == 3
+def test_a_very_long_name_leaves_room_for_the_chart(record: Record, tmp_path: Path) -> None:
+    name = "x" * 200
+    sites = (replace(record.sites[0], name=name), *record.sites[1:])
+    moved = tuple(replace(s, tested_at=name) if s.tested_at == record.sites[0].name else s for s in record.scores)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        text = write_report(replace(record, sites=sites, scores=moved), tmp_path).read_text()
+    assert name in text
+    assert "x" * 39 + "…" in text
 
 
 # Words
@@ -474,94 +381,6 @@ def test_numbers_have_sensible_digits() -> None:
     ]
     assert [words.duration(s) for s in (4.21, 42, 200, 7500)] == ["4.2 s", "42 s", "3 min 20 s", "2 h 5 min"]
     assert words.listed(["a", "b", "c"]) == "a, b and c"
-
-
-# Methods side by side
-
-
-def test_comparison_is_paired_with_the_first_method(tmp_path: Path) -> None:
-    runs: dict[str, Record | Sequence[Record]] = {
-        "fedsegnet": make_record("fedsegnet", 1),
-        "fedavg": [make_record("fedavg", 1, seed=s, lift=-0.05) for s in (1, 2)],
-        "fedprox": make_record("fedprox", 1, seed=3),
-    }
-    made, dots = comparison.lines(runs)
-    first = comparison.pooled_seeds(comparison.seeds(runs["fedsegnet"]))
-    other = comparison.pooled_seeds(comparison.seeds(runs["fedavg"]))
-    expected = paired(other, first, "dice")
-    assert expected.difference is not None
-    assert expected.difference == pytest.approx(-0.05, abs=0.01)
-    assert made[1].difference.startswith(f"−{-expected.difference:.3f} [")
-    assert made[1].seeds == 2
-    assert made[1].p == "< 0.001"
-    assert made[0].p == ""
-    assert dots[0].mean == pytest.approx(macro(first, "dice").mean)
-    assert made[0].hd95 is not None
-    assert made[0].hd95.support == "119/120 scores"
-    text = Page(write_comparison(runs, tmp_path).read_text()).text
-    assert "p (Holm)" in text
-    assert "fedavg 2 seeds" in re.sub(r"\s+", " ", text)
-
-
-def test_what_is_no_federation_sends_nothing(tmp_path: Path) -> None:
-    """Table, numbers and pages agree: a simulation carries the models of local-only, no hospital would send them."""
-    from fedscan.compare import figures
-
-    runs = {name: [make_record(name, 1), make_record(name, 1, seed=2)] for name in ("fedavg", "local-only")}
-    assert all(sum(t.bytes_up for t in of[0].turns) > 0 for of in runs.values())
-    fedavg, alone = comparison.lines(runs)[0]
-    assert (fedavg.traffic.endswith("B"), alone.traffic) == (True, "–")
-    numbers = figures(runs)
-    assert numbers[0]["bytes_up_per_round"] == sum(filter(None, map(turns.per_round, runs["fedavg"]))) / 2 > 0
-    assert numbers[1]["bytes_up_per_round"] is None
-    said = "hospitals that train alone send nothing"
-    assert said in write_comparison(runs, tmp_path).read_text()
-    assert said not in write_comparison({"fedavg": runs["fedavg"]}, tmp_path).read_text()
-    page = Page(write_report(runs["local-only"][0], tmp_path).read_text()).text
-    assert said in page
-    assert re.search(r"Sent per hospital and round\s*–\s*no federation", page)
-    assert said not in write_report(runs["fedavg"][0], tmp_path).read_text()
-
-
-def test_a_single_round_has_whole_numbers_below_it() -> None:
-    from fedscan.report.figures import Curve, curves
-
-    one = Curve("A", [1], [0.5])
-    assert set(re.findall(r">(\d+(?:\.\d+)?)</text>", str(curves(one, [one], "", "")))) & {"0.6", "0.8", "1.2"} == set()
-
-
-def test_a_hospital_at_nought_is_drawn_too() -> None:
-    from fedscan.report.comparison import lines
-
-    _, (dot,) = lines({"fedavg": replace(small([0.1], [0.0, 0.0]), comparisons={})})
-    assert (dot.mean, list(dot.points)) == (0.0, [0.0])
-
-
-def test_a_very_long_name_leaves_room_for_the_chart(record: Record, tmp_path: Path) -> None:
-    name = "x" * 200
-    sites = (replace(record.sites[0], name=name), *record.sites[1:])
-    moved = tuple(replace(s, tested_at=name) if s.tested_at == record.sites[0].name else s for s in record.scores)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        text = write_report(replace(record, sites=sites, scores=moved), tmp_path).read_text()
-    assert name in text
-    assert "x" * 39 + "…" in text
-
-
-def test_seeds_are_averaged_case_by_case(record: Record) -> None:
-    of_seeds: list[list[float | None]] = [[0.4, None, 0.2], [0.6, 0.5, 0.4]]
-    one, two = (replace(record, scores=tuple(rows("A", values))) for values in of_seeds)
-    values = [row.value for row in comparison.pooled_seeds([one, two])]
-    assert values == [pytest.approx(0.5), None, pytest.approx(0.3)]
-
-
-def test_nothing_to_compare_is_said(record: Record, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="at least one method"):
-        write_comparison({}, tmp_path)
-    with pytest.raises(ValueError, match="no test Dice in the runs of b"):
-        write_comparison({"a": record, "b": replace(record, scores=())}, tmp_path)
-    with pytest.raises(ValueError, match="without a run"):
-        write_comparison({"a": []}, tmp_path)
 
 
 # A real browser
@@ -605,22 +424,3 @@ def test_the_browser_test_would_notice(page: Path, tmp_path: Path) -> None:
     assert "oh" in console
     assert "nothing is not defined" in console
     assert "http://outside.invalid/x.png" in asked
-
-
-def test_the_axial_plane_of_a_prepared_scan_is_axial(tmp_path: Path) -> None:
-    """From a file with known directions through preprocessing to the picture: the first plane is cut across z."""
-    import nibabel
-
-    from fedscan.data.preprocess import Recipe, compute
-    from fedscan.data.records import Case
-
-    voxels = np.zeros((12, 10, 8), np.float32)  # x to the right, y to the front, z to the top
-    voxels[6:, :, 5] = 100.0  # the right half of one axial slice
-    nibabel.save(nibabel.Nifti1Image(voxels, np.eye(4)), tmp_path / "scan.nii.gz")
-    case = Case("c", "s", "A", {"t1": tmp_path / "scan.nii.gz"}, None)
-    image = compute(case, Recipe(("t1",), grid=(8, 10, 12), normalise="none"))[0][0]
-    mask = (image > 50).astype(np.uint8)
-    svg = str(overlays.draw(Overlay("A", "c", "best", 1.0, image, mask, mask, (1.0, 1.0, 1.0)), {"a": 1}).svg)
-    axial = decoded(svg, "base")[0]
-    assert axial.shape == (10, 12)
-    assert axial[:, :6].min() > axial[:, 6:].max()  # the patient's right is at the picture's left

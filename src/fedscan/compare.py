@@ -10,14 +10,14 @@ from fedscan.disk import room_in
 from fedscan.launch import How, describe, free, launch, models_of, prepared, ready, report
 from fedscan.ledger import Record, ScoreRow, opened, read_record
 from fedscan.live import Show
-from fedscan.report.comparison import mean_sent, pooled_seeds
+from fedscan.report.comparison import distance, mean_sent, pooled_seeds
 from fedscan.report.page import write_comparison
 from fedscan.report.tables import final, home
+from fedscan.report.warnings import warnings
 from fedscan.report.words import interval, number
 from fedscan.run import Problem
 from fedscan.statistics import by_site, holm, macro, paired, within, worst
 from fedscan.studyfile import Cases, StudyFile, build, load
-from fedscan.tasks.metrics import HD95
 
 Runs = dict[str, list[Record]]
 
@@ -93,9 +93,9 @@ def figures(runs: Mapping[str, Sequence[Record]]) -> list[dict[str, Any]]:
     reference = next(iter(rows.values()))
     tests = {name: paired(rows[name], reference, "dice") for name in list(rows)[1:]}
     corrected = dict(zip(tests, holm([test.p for test in tests.values()]), strict=True))
+    metric = distance(runs)
     made = []
     for name, scores in rows.items():
-        metric = next((m for m in HD95 if any(row.metric == m for row in scores)), "hd95")
         low = worst(scores, "dice")
         made.append({
             "name": name,
@@ -105,6 +105,7 @@ def figures(runs: Mapping[str, Sequence[Record]]) -> list[dict[str, Any]]:
             metric: asdict(within(macro(scores, metric), metric)),
             "bytes_up_per_round": mean_sent(runs[name]),
             "difference": {**asdict(tests[name]), "p_holm": corrected[name]} if name in tests else None,
+            "warnings": [text for record in runs[name] for text in warnings(record)],
         })  # fmt: skip
     return made
 

@@ -4,7 +4,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +84,12 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Non
     for line in (list(columns), ["-" * width for width in widths], *cells):
         padded = [text.rjust(w) if r else text.ljust(w) for text, w, r in zip(line, widths, right, strict=True)]
         print("  ".join(padded).rstrip())
+
+
+def print_warnings(sentences: Iterable[str]) -> None:
+    """What must be known to read the table above."""
+    for sentence in sentences:
+        print(f"warning: {sentence}")
 
 
 def print_json(tree: Any) -> None:

@@ -91,14 +91,17 @@ def ended(folder: Path, page: Path, json: bool) -> None:
     from fedscan.compare import site_figures, site_table
     from fedscan.launch import models_of
     from fedscan.ledger import read_record
+    from fedscan.report.warnings import warnings
 
     record, models = read_record(folder), models_of(folder)
     model = models[0] if len(models) == 1 else folder / "models"
     places = {"report": page, "model": model, "ledger": folder / "journal.sqlite"}
     if json:
-        common.print_json({"name": record.name, "hash": record.study_hash, "sites": site_figures(record), **places})
+        facts = {"name": record.name, "hash": record.study_hash, "warnings": list(warnings(record))}
+        common.print_json({**facts, "sites": site_figures(record), **places})
         return
     common.print_table(*site_table(record))
+    common.print_warnings(warnings(record))
     print()
     common.where(**places)
 
@@ -120,7 +123,9 @@ def compare(
     from fedscan.compare import compare as carry_out
     from fedscan.compare import figures
     from fedscan.launch import How
-    from fedscan.report.comparison import lines, unsent
+    from fedscan.report.comparison import distance, lines, unsent
+    from fedscan.report.warnings import of_runs
+    from fedscan.report.words import NAMES
     from fedscan.studyfile import load
 
     names = [name.strip() for name in methods.split(",") if name.strip()]
@@ -147,8 +152,10 @@ def compare(
         )
         for line in made
     ]
-    columns = ("method", "seeds", "Dice [95 % CI]", "worst site", "HD95 mm", "up per round", "difference", "p (Holm)")
+    hd95 = NAMES[distance(runs)]
+    columns = ("method", "seeds", "Dice [95 % CI]", "worst site", hd95, "up per round", "difference", "p (Holm)")
     common.print_table(columns, shown)
+    common.print_warnings(of_runs(runs))
     print(f"\n{said}\n" if (said := unsent(made)) else "")
     common.where(page=page)
 

@@ -65,14 +65,20 @@ def lines(runs: Runs) -> tuple[list[Line], list[Dot]]:
     first, *others = rows
     tests = {name: paired(rows[name], rows[first], "dice") for name in others}
     corrected = dict(zip(others, holm([tests[name].p for name in others]), strict=True))
-    made = [_line(name, records[name], rows[name], tests.get(name), corrected.get(name)) for name in rows]
+    hd95 = distance(records)
+    made = [_line(name, records[name], rows[name], hd95, tests.get(name), corrected.get(name)) for name in rows]
     return made, [_dot(name, rows[name]) for name in rows]
 
 
+def distance(runs: Runs) -> str:
+    """Which definition of HD95 the runs of one study have: a name of ``words.NAMES``."""
+    scored = {row.metric for of_method in runs.values() for record in seeds(of_method) for row in record.scores}
+    return next((metric for metric in HD95 if metric in scored), "hd95")
+
+
 def _line(
-    name: str, runs: Sequence[Record], rows: Sequence[ScoreRow], test: Comparison | None, p: float | None
+    name: str, runs: Sequence[Record], rows: Sequence[ScoreRow], hd95: str, test: Comparison | None, p: float | None
 ) -> Line:
-    hd95 = next((metric for metric in HD95 if any(row.metric == metric for row in rows)), "hd95")
     lowest = worst(rows, "dice")
     cell = estimate(lowest[1]) if lowest else None
     return Line(

@@ -7,7 +7,8 @@ from typing import Any
 
 from fedscan.ledger import Record
 from fedscan.report import comparison, figures, overlays, tables, turns
-from fedscan.report.words import duration, listed, number, plural, size
+from fedscan.report.warnings import of_runs, warnings
+from fedscan.report.words import NAMES, duration, listed, number, plural, size
 from fedscan.statistics import by_site, macro, worst
 
 SECTIONS = (
@@ -31,7 +32,7 @@ def write_report(record: Record, folder: Path) -> Path:
         "r": record,
         "sections": SECTIONS,
         "lead": _lead(record),
-        "notes": [*record.notes, *_warnings(record)],
+        "notes": [*record.notes, *warnings(record)],
         "unsent": turns.UNSENT if record.method in tables.OWN else "",
         "gains": found,
         "tiles": _tiles(record, found),
@@ -67,9 +68,13 @@ def write_comparison(records: comparison.Runs, folder: Path) -> Path:
     title = f"{first.name}: mean Dice of {len(dots)} methods with 95 % intervals"
     context = {
         "name": first.name,
-        "notes": list(dict.fromkeys(note for of in runs.values() for record in of for note in record.notes)),
+        "notes": [
+            *dict.fromkeys(note for of in runs.values() for record in of for note in record.notes),
+            *of_runs(runs),
+        ],
         "lead": f"{plural(len(made), 'method')} on the same test cases of {plural(len(first.sites), 'hospital')}.",
         "lines": made,
+        "hd95": NAMES[comparison.distance(runs)],
         "unsent": comparison.unsent(made),
         "forest": figures.forest(dots, title, "Dice (mean of hospitals)"),
         "counting": tables.COUNTING,
@@ -107,24 +112,6 @@ def _lead(record: Record) -> str:
         f"{how}, to outline {listed(list(record.labels))} in {plural(used, 'scan')}. Every model on this page was "
         f"scored once, at the end, on {plural(tests, 'test case')} kept aside for this."
     )
-
-
-def _warnings(record: Record) -> Iterator[str]:
-    """What went so wrong that no number of this page can be read without it."""
-    if lost := turns.skipped(record):
-        which = listed([str(r) for r in lost[:10]]) + (f" and {len(lost) - 10} more" if lost[10:] else "")
-        yield (
-            f"Nothing was learned in {plural(len(lost), 'round')} of {record.rounds} ({which}): no hospital gave a "
-            f"usable answer. Why stands in section 7."
-        )
-    tests = tables.final(record.scores)
-    if untested := [site.name for site in record.sites if not site.test]:
-        several = len(untested) > 1
-        yield f"{listed(untested)} {'have' if several else 'has'} no test case, so no gain or harm can be said there."
-    for label in record.labels:
-        sizes = [row.value for row in tests if row.label == label and row.metric.startswith("reference_")]
-        if sizes and not any(sizes):
-            yield f"No test case holds {label}: its Dice is 0 wherever a model outlined any of it, and else undefined."
 
 
 def _tiles(record: Record, found: Sequence[tables.Gain]) -> Iterator[dict[str, Any]]:

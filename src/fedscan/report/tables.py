@@ -1,12 +1,12 @@
 """Score rows to what the page says: who gained, who is harmed, scores by structure, trained where tested where."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from fedscan.ledger import Record, ScoreRow
 from fedscan.report.figures import Arrow, Curve
 from fedscan.report.words import MEANINGS, NAMES, Cell, estimate, interval, number, plural
-from fedscan.statistics import Summary, by_site, macro, micro, worst
+from fedscan.statistics import Detection, Summary, by_site, detection, macro, micro, worst
 
 MARGIN = 0.02  # a change of Dice below this is no clear change
 FEW = 5  # patients; below, an interval says little, and the difference alone decides
@@ -79,11 +79,12 @@ class Group:
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores by structure, with the meaning of every column."""
+    """Scores by structure, with the meaning of every column, and whether each structure was found where it is."""
 
     metrics: Sequence[str]
     groups: Sequence[Group]
     meanings: Sequence[tuple[str, str]]
+    found: Mapping[str, Detection]  # none of a structure whose masks were not measured
 
 
 @dataclass(frozen=True)
@@ -308,7 +309,8 @@ def _heat(summary: Summary | None, low: float, high: float, at_home: bool) -> He
 
 def scores(record: Record) -> Scores:
     """Every metric of every structure at every hospital, of the model that each hospital would use."""
-    rows = [row for row in home(final(record.scores)) if row.metric in NAMES]
+    tested = home(final(record.scores))
+    rows = [row for row in tested if row.metric in NAMES]
     metrics = [name for name in NAMES if any(row.metric == name for row in rows)]
     labels = [*record.labels, *sorted({row.label for row in rows} - set(record.labels))]
     groups = []
@@ -320,7 +322,7 @@ def scores(record: Record) -> Scores:
         sites = [Row(s.name, [estimate(tables[m].get(s.name), m) for m in metrics]) for s in record.sites]
         mean = [_macro(of_label[m], m) for m in metrics]
         groups.append(Group(label, sites, mean))
-    return Scores([NAMES[m] for m in metrics], groups, [(NAMES[m], MEANINGS[m]) for m in metrics])
+    return Scores([NAMES[m] for m in metrics], groups, [(NAMES[m], MEANINGS[m]) for m in metrics], detection(tested))
 
 
 def _macro(rows: Sequence[ScoreRow], metric: str) -> Cell | None:
