@@ -172,7 +172,7 @@ def test_fedprox_holds_the_sites_back() -> None:
 def check_fedprox_gradient(pull: Callable[..., Extra]) -> None:
     """d/dw mu/2 ||w - x||^2 = mu (w - x): with mu 0.5 and w - x = (2, -4), that is (1, -2); of the norm it is not."""
     model = nn.Linear(2, 1, bias=False)
-    x = [p.detach().clone() for p in model.parameters()]
+    x = {name: p.detach().clone() for name, p in model.named_parameters()}
     with torch.no_grad():
         model.weight += torch.tensor([[2.0, -4.0]])
     term = pull(x, 0.5)(model, None, {})  # type: ignore[arg-type]
@@ -183,6 +183,15 @@ def check_fedprox_gradient(pull: Callable[..., Extra]) -> None:
 
 def test_fedprox_gradient_is_of_the_squared_norm() -> None:
     check_fedprox_gradient(pull_to)
+
+
+def test_fedprox_pulls_each_parameter_to_its_own_by_name() -> None:
+    """Two leaves of one shape, named in another order than the model has them: (1 - 3)^2 + (2 - 5)^2 = 13, halved."""
+    model = nn.ParameterDict({"first": torch.tensor([1.0]), "second": torch.tensor([2.0])})
+    x = {"second": torch.tensor([5.0]), "first": torch.tensor([3.0])}
+    assert float(pull_to(x, 1.0)(model, None, {}).detach()) == 6.5  # type: ignore[arg-type]
+    with pytest.raises(KeyError, match="second"):
+        pull_to({"first": x["first"]}, 1.0)(model, None, {})  # type: ignore[arg-type]
 
 
 # -- scaffold --------------------------------------------------------------------------------------------------------

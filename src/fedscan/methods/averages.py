@@ -109,7 +109,7 @@ def fedprox(
     plan = Work(stragglers, work or {}, unit, late)
 
     def train(site: Site, model: nn.Module, message: Message) -> Tree:
-        x = [p.detach().clone() for p in model.parameters()]
+        x = {name: p.detach().clone() for name, p in model.named_parameters()}
         if plan.whole:
             return fit(site, model, extra=pull_to(x, mu), memory=message.get("optimizer"))
         batches, done = plan.batches(site, message.get("work", 1.0))
