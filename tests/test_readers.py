@@ -9,7 +9,7 @@ import pytest
 from fedscan.data.check import check
 from fedscan.data.manifest import read_manifest, write_manifest
 from fedscan.data.readers import detect
-from fedscan.data.records import Manifest
+from fedscan.data.records import IGNORE, Manifest
 from nifti import image, label, write
 from shared import shared
 
@@ -48,7 +48,7 @@ def test_nnunet_raw_second_form(tmp_path):
     describe(
         tmp_path,
         channel_names={"0": "T1", "1": "FLAIR"},
-        labels={"background": 0, "oedema": 1, "core": 2},
+        labels={"background": 0, "oedema": 1, "core": 2, "ignore": 3},
         numTraining=2,
         file_ending=".nii.gz",
     )
@@ -57,7 +57,7 @@ def test_nnunet_raw_second_form(tmp_path):
     (tmp_path / "imagesTr/._x_a_0000.nii.gz").write_bytes(b"left by a Mac")
     manifest = detect(tmp_path)
     assert manifest.layout == "nnunet"
-    assert manifest.labels == {"oedema": 1, "core": 2}
+    assert manifest.labels == {"oedema": 1, "core": 2, IGNORE: 3}
     assert (manifest.sequences, manifest.intensity) == (("t1", "flair"), "mri")
     assert files(manifest) == {
         "x_a": ("imagesTr/x_a_0000.nii.gz", "imagesTr/x_a_0001.nii.gz", "labelsTr/x_a.nii.gz"),
