@@ -3,6 +3,8 @@
 import hashlib
 import itertools
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +17,7 @@ import torch
 from torch import nn
 
 import toy
+from fedscan import wire
 from fedscan.averaging import Train, averaging, plain_train
 from fedscan.data import cache as store
 from fedscan.journal import Journal
@@ -29,7 +32,7 @@ from fedscan.run import Problem, run
 from fedscan.schema import Weights, weights_of
 from fedscan.secret import BLOCK, Secret
 from fedscan.site import Site, load, seed_of
-from fedscan.spec import Refused
+from fedscan.spec import Leaves, Maybe, Refused, room
 from fedscan.step import Step
 from fedscan.study import Scores, Study, Turn
 from fedscan.studyfile import build, read_cases
@@ -410,3 +413,68 @@ def test_a_study_file_tells_how_many_cases_sites_have(tmp_path: Path) -> None:
     assert (pooled.counts["pooled"]["train"], pooled.origins) == (6, {"pooled": ("east", "west")})
     assert isinstance(study.evaluate.gives(study.terms).entries["rows"], Scores)
     assert study.evaluate.gives(study.terms).entries["rows"].labels.keys() == {"ball"}
+
+
+# -- messages that are small and become large --------------------------------------------------------------------------
+
+HOSTILE = r"""
+import json, resource, sys
+from fedscan import wire
+from fedscan.spec import Leaves, Maybe, Refused, room
+def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+def send(text):
+    before = peak()
+    try:
+        wire.unpack(len(text).to_bytes(8, "little") + text)
+    except Refused as e:
+        print(peak() - before, str(e))
+send(b"{}")
+for mib, piece in (20, "[],"), (11, "[],"), (11, "{},"), (7, '"ab",'), (11, "\\u005b\\u005d\\u002c"):
+    text = ('{"x":[' + piece * ((mib << 20) // len(piece)) + "1]}").replace('"', '\\"')
+    send(('{"__metadata__":{"message":"' + text + '"}}').encode())
+"""
+
+
+def test_a_hostile_message_takes_less_than_50_mib() -> None:
+    done = subprocess.run([sys.executable, "-c", HOSTILE], capture_output=True, text=True, check=True, timeout=60)
+    sent, *lines = done.stdout.splitlines()
+    assert "lacks its announcement" in sent
+    assert [re.sub(r"[0-9]+", "N", line.split(" ", 1)[1]) for line in lines] == [
+        "the message's header has N bytes; at most N are allowed",
+        *["the message's header holds N entries; at most N are allowed"] * 4,
+    ]
+    assert max(int(line.split()[0]) for line in lines) < 50, lines
+
+
+@pytest.mark.parametrize("name", ["fedavg", "scaffold", "cwt"])
+def test_what_fits_has_room_and_little_more_has_not(name: str) -> None:
+    study = toy.study(get(name).make(), step=Step(moments="travels", momentum=0.9 * (name == "cwt")))
+    spec = study.method.answers[0].gives(study.terms)
+    fitting = {entry: leaves(one) for entry, one in spec.entries.items() if isinstance(one, Leaves | Maybe)}
+    parcel = pack({**fitting, "cases": 9, **{f"number {i} of the site's own \U0001f600": 0.1 + i for i in range(64)}})
+    wire.unpack(bytes(parcel), spec)
+    assert room(spec).nbytes < 100_000
+    assert room(spec).nodes < 10_000
+    many = {**fitting, "more": Weights({f"leaf{i}": torch.zeros(0) for i in range(2000)})}
+    with pytest.raises(Refused, match=r"at most [0-9]+ are allowed"):
+        wire.unpack(bytes(pack(many)), spec)
+
+
+def leaves(one: Any) -> Weights:
+    return Weights(
+        {k: torch.zeros(leaf.shape, dtype=leaf.dtype) for k, leaf in getattr(one, "spec", one).schema.items()}
+    )
+
+
+def test_scores_of_all_cases_have_room_and_those_of_more_have_not() -> None:
+    counts = {name: {"train": 3, "validation": 20, "test": 9} for name in toy.NAMES}
+    study = toy.study(averaging(), counts=counts)
+    study.task.labels, study.task.ranges = ["ball"], dict.fromkeys(("dice", "iou"), (0, 1))
+    spec = study.evaluate.gives(study.terms)
+    rows = [[f"{i} é" + "x" * 190] * 2 + ["cairo", "ball", m, 1 / 3] for i in range(20) for m in ("dice", "iou")]
+    parcel = pack({"rows": rows})
+    spec.check(wire.unpack(bytes(parcel), spec), "scores")
+    with pytest.raises(Refused, match="allowed"):
+        wire.unpack(bytes(pack({"rows": rows * 100})), spec)
+    with pytest.raises(Refused, match="at most 40 rows"):
+        spec.check({"rows": [*rows, rows[0]]}, "scores")

@@ -6,9 +6,9 @@ receiver makes it from its own study, so that no size in a message is ever belie
 
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -168,6 +168,55 @@ class Group:
 
 
 Spec = Number | Text | Leaves | Blob | Array | Table | Maybe | Group
+
+
+class Room(NamedTuple):
+    """How much the header of a message may hold: entries (values, lists and mappings), and bytes."""
+
+    nodes: int
+    nbytes: int
+
+    def times(self, count: int) -> "Room":
+        """The room of so many."""
+        return Room(self.nodes * count, self.nbytes * count)
+
+    def at_most(self, other: "Room") -> "Room":
+        """The smaller of two rooms."""
+        return Room(min(self.nodes, other.nodes), min(self.nbytes, other.nbytes))
+
+
+LETTER = 14  # bytes of a letter at most, once it is escaped and escaped again
+LEAF = Room(20, 400)  # a tensor of up to eight axes is described by these, beside its name
+
+
+def room(spec: Spec, path: int = 0) -> Room:
+    """The room that the header of what fits ``spec`` takes at most; names of leaves stand below ``path`` letters."""
+    match spec:
+        case Maybe(inner):
+            return room(inner, path)
+        case Leaves(schema):
+            return total(Room(LEAF.nodes + len(k), LEAF.nbytes + LETTER * (path + len(k) + 2)) for k in schema)
+        case Blob() | Array():
+            return Room(LEAF.nodes, LEAF.nbytes + LETTER * (path + 1))
+        case Text():
+            return Room(2, LETTER * spec.limit)
+        case Table():
+            return total([*(room(column) for column in spec.columns.values()), Room(2, 4)]).times(spec.limit)
+        case Group():
+            named = [Room(2 + len(k), 8 + LETTER * len(k)) for k in spec.entries]
+            held = [room(entry, path + len(k) + 1) for k, entry in spec.entries.items()]
+            if spec.others is not None:
+                held.append(total([room(spec.others, path + 65), Room(66, LETTER * 64)]).times(64))
+            return total([Room(20, 200), *named, *held])
+    return Room(2, 64)
+
+
+def total(rooms: Iterable[Room]) -> Room:
+    """The sum of rooms."""
+    nodes, nbytes = 4, 64
+    for one in rooms:
+        nodes, nbytes = nodes + one.nodes, nbytes + one.nbytes
+    return Room(nodes, nbytes)
 
 
 def finite(x: Tensor) -> bool:

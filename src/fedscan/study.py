@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal, NamedTuple, NoReturn
 
@@ -131,7 +131,11 @@ class Study:
         The test cases are taken from the study: no method is handed them, not even to make its model for this.
         """
 
-        rows = Scores(labels=getattr(self.task, "labels", None), ranges=getattr(self.task, "ranges", None))
+        labels, ranges = getattr(self.task, "labels", None), getattr(self.task, "ranges", None)
+        rows = Scores(labels=labels, ranges=ranges)
+        if labels and ranges and all(name in self.counts for name in self.names):
+            most = max(max(self.counts[name].values()) for name in self.names)
+            rows = replace(rows, limit=most * len(labels) * len(ranges))
 
         @answer("statistics", lambda terms: {"rows": rows})
         def evaluate(site: Site, message: Message) -> Tree:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from fedscan.schema import Kind, Weights
-from fedscan.spec import Refused
+from fedscan.spec import Refused, Room, Spec, room
 
 DTYPES = {
     "F64": torch.float64,
@@ -38,8 +38,11 @@ NAMES = {dtype: name for name, dtype in DTYPES.items()}
 LETTERS = {"p": Kind.PARAMETER, "s": Kind.STATISTIC, "c": Kind.COUNTER}
 LETTER_OF = {kind: letter for letter, kind in LETTERS.items()}
 Buffer = np.ndarray[Any, np.dtype[np.uint8]]
-HEADER_LIMIT = 32 << 20  # bytes; the header of a model of 100,000 leaves takes a third of it
+# Of a header: entries, and bytes. An entry of two or three bytes takes up to 80 once it is built.
+UNTOLD = Room(1 << 19, 12 << 20)  # where no spec tells: 75,000 rows of scores, or 45,000 leaves
+MOST = Room(1 << 21, 48 << 20)  # whatever a spec tells
 DEPTH_LIMIT = 32
+PIECE = 1 << 20  # bytes of a header that are looked through at a time
 BLOB_BYTES = 4096  # weights and tensors of at least this size go by their hash to a site that has them
 WHOLE = range(-(2**63), 2**64)  # the whole numbers that travel: those of 64 bits
 
@@ -167,13 +170,14 @@ def dumps(tree: Any) -> str:
     return json.dumps(tree, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
 
-def unpack(data: bytes | bytearray | memoryview | Buffer) -> dict[str, Any]:
+def unpack(data: bytes | bytearray | memoryview | Buffer, spec: Spec | None = None) -> dict[str, Any]:
     """The message in these bytes. Leaves are views of ``data`` where it can be written to, else copies.
 
+    ``spec`` is what the message should fit: a header that is larger than it allows is not even parsed.
     Raises Refused with one sentence for whatever is not a whole, well-formed message.
     """
     buffer = data if isinstance(data, np.ndarray) else np.frombuffer(data, np.uint8)
-    entries, tree, start = read_header(buffer)
+    entries, tree, start = read_header(buffer, UNTOLD if spec is None else room(spec).at_most(MOST))
     reader = _Reader(buffer, start, entries)
     try:
         message = reader.walk(tree, "", 0)
@@ -186,11 +190,11 @@ def unpack(data: bytes | bytearray | memoryview | Buffer) -> dict[str, Any]:
     return message
 
 
-def read_file(path: Path) -> dict[str, Any]:
+def read_file(path: Path, spec: Spec | None = None) -> dict[str, Any]:
     """The message in a file. Leaves are mapped, copy on write: pages are read when they are used."""
     if path.stat().st_size == 0:
         raise Refused(f"{path.name} is empty")
-    return unpack(np.memmap(path, np.uint8, mode="c"))
+    return unpack(np.memmap(path, np.uint8, mode="c"), spec)
 
 
 def write_file(path: Path, parcel: Parcel, *, durable: bool = False) -> None:
@@ -225,28 +229,40 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def read_header(buffer: Buffer) -> tuple[dict[str, Any], Any, int]:
+def read_header(buffer: Buffer, allowed: Room) -> tuple[dict[str, Any], Any, int]:
     """The entries of the leaves in the order of their bytes, the tree, and where the leaves start.
 
-    Every offset is checked against the bytes that are there, and every size against its shape and dtype.
+    Every offset is checked against the bytes that are there, and every size against its shape and dtype. What has
+    more bytes or entries than is allowed is refused before anything is made of it.
     """
     if len(buffer) < 8:
         raise Refused(f"the message has {len(buffer)} bytes, too few for a header")
     length = int.from_bytes(buffer[:8].tobytes(), "little")
-    if length > min(HEADER_LIMIT, len(buffer) - 8):
+    if length > len(buffer) - 8:
         raise Refused(f"the message announces a header of {length} bytes and has {len(buffer) - 8}")
+    if length > allowed.nbytes:
+        raise Refused(f"the message's header has {length} bytes; at most {allowed.nbytes} are allowed")
+    pieces = (buffer[at : min(at + PIECE, 8 + length)].tobytes() for at in range(8, 8 + length, PIECE))
+    hold_nodes(sum(piece.count(sign) for piece in pieces for sign in (b"[", b"{", b",")), allowed)
     header = loads(buffer[8 : 8 + length].tobytes())
     match header:
         case {"__metadata__": {"message": str(text)} as about} if len(about) == 1:
             del header["__metadata__"]
         case _:
             raise Refused("the message's header lacks its announcement")
+    hold_nodes(sum(text.count(sign) for sign in "[{,"), allowed)  # it may have hidden them from the first count
     offset, available = 0, len(buffer) - 8 - length
     for path, entry in header.items():
         offset = check_entry(path, entry, offset, available)
     if offset != available:
         raise Refused(f"the message carries {available} bytes of leaves and announces {offset}")
     return header, loads(text), 8 + length
+
+
+def hold_nodes(count: int, allowed: Room) -> None:
+    """Raises Refused for a header of more entries than are allowed."""
+    if count > allowed.nodes:
+        raise Refused(f"the message's header holds {count} entries; at most {allowed.nodes} are allowed")
 
 
 def check_entry(path: str, entry: Any, offset: int, available: int) -> int:
