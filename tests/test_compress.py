@@ -438,6 +438,24 @@ def test_a_message_that_does_not_fit_is_refused_in_a_sentence(spoil: Any, says: 
         codec.decode(spoil(message), W)
 
 
+@pytest.mark.parametrize(("scales", "fits"), [([1e3, 1.0], True), ([1.0, 1e3], False)], ids=str)
+def test_a_scale_is_held_against_its_own_leaf(scales: list[float], fits: bool) -> None:
+    """A scale of 1,000 makes 127,000 at most: a float32 leaf holds that, one of float16 (65,504) does not."""
+    leaves = Weights({"full": torch.ones(3), "half": torch.ones(2, dtype=torch.float16)})
+    codec = Codec(1.0, 8)
+    message = body_of(("<f4", scales), ("i1", [1] * 5))(codec.encode(leaves)[0])
+    if fits:
+        assert codec.decode(message, leaves.schema)["full"].tolist() == [1e3] * 3
+    else:
+        with pytest.raises(ValueError, match="not a size"):
+            codec.decode(message, leaves.schema)
+
+
+def test_without_parameters_there_are_no_scales() -> None:
+    leaves = Weights({"var": torch.tensor([2.0]), "seen": torch.tensor(3)}, KINDS)
+    assert same(Codec(0.5).decode(Codec(0.5).encode(leaves)[0], leaves.schema), leaves)
+
+
 def test_a_message_for_other_leaves_or_settings_is_refused() -> None:
     new = Weights({"w": torch.arange(100.0)})
     message = Codec(0.05).encode(new)[0]

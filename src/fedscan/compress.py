@@ -18,6 +18,7 @@ import math
 import zlib
 from collections.abc import Iterator
 from dataclasses import astuple, dataclass
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -129,19 +130,19 @@ class Codec:
         read = _Reader(_unpack(message, self._stamp(schema), self.bound(schema) - HEADER))
         leaves = sorted(schema.items())
         learned = {k: leaf for k, leaf in leaves if leaf.kind is Kind.PARAMETER}
-        thin = {k: leaf for k, leaf in learned.items() if self._thin(leaf)}
-        count = read.counts({k: self._keep(leaf) for k, leaf in thin.items()})
-        scales = {k: read.scales(self._scales(leaf), leaf.dtype, self.bits) for k, leaf in learned.items()}
+        keep = {k: self._keep(leaf) for k, leaf in learned.items() if self._thin(leaf)}
+        count = read.counts(keep)
+        scales = read.scales({k: (self._scales(leaf), leaf.dtype) for k, leaf in learned.items()}, self.bits)
         values = read.values({k: (count.get(k, leaf.numel), leaf.dtype) for k, leaf in learned.items()}, self.bits)
         whole = {k: read.leaf(k, leaf, self._travels(leaf)) for k, leaf in leaves if leaf.kind is not Kind.PARAMETER}
-        at = read.indices({k: (count[k], leaf.numel) for k, leaf in thin.items()})
+        at = read.indices({k: (count[k], schema[k].numel) for k in keep})
         result = {name: _target(name, leaf, out) for name, leaf in schema.items()}
         for name, value in whole.items():
             result[name].copy_(value)
         for name, leaf in learned.items():
             flat, block = result[name].view(-1), self._block(leaf)
             if name in at:
-                x = dequantise(values[name], scales[name], self._keep(leaf), leaf.dtype)
+                x = dequantise(values[name], scales[name], keep[name], leaf.dtype)
                 flat.scatter_(0, torch.from_numpy(at[name]), x)
                 continue
             for part in self._parts(leaf):
@@ -156,15 +157,15 @@ class Codec:
             if leaf.kind is not Kind.PARAMETER:
                 size += leaf.numel * self._travels(leaf).itemsize
                 continue
-            n, keep = leaf.numel, self._keep(leaf)
+            keep, thin = self._keep(leaf), self._thin(leaf)
             size += keep * self.bits // 8 + 4 * self._scales(leaf)
-            if self._thin(leaf):
-                size += 4 + keep + n // 255
+            if thin:
+                size += 4 + keep + leaf.numel // 255
         return size
 
     def _thin(self, leaf: Leaf) -> bool:
         """Whether a parameter leaf is sent as some of its entries, with their indices."""
-        return leaf.numel > 0 and (self.threshold is not None or self._keep(leaf) < leaf.numel)
+        return self._keep(leaf) < (n := leaf.numel) or (n > 0 and self.threshold is not None)
 
     def _chosen(self, x: Floats, most: int) -> Ints:
         """The ascending indices of the entries of x (n,) that are sent: the largest, or those above the threshold."""
@@ -177,7 +178,8 @@ class Codec:
         """How many entries of a parameter leaf are sent; with a threshold, the most that can be."""
         if not leaf.dtype.is_floating_point:
             raise ValueError(f"a parameter of {leaf.dtype} cannot be compressed")
-        return min(leaf.numel, max(1, round(self.fraction * leaf.numel)))
+        n = leaf.numel
+        return min(n, max(1, round(self.fraction * n)))
 
     def _scales(self, leaf: Leaf) -> int:
         """How many scales a parameter leaf has."""
@@ -422,12 +424,15 @@ class _Reader:
                 raise ValueError(f"leaf {name!r} of the message has {n} entries where at most {most[name]} are sent")
         return found
 
-    def scales(self, n: int, dtype: torch.dtype, bits: int) -> Floats:
-        """The n scales of a leaf, none so large that a value could overflow."""
-        found = self.array("<f4", n)
-        if not np.all((found >= 0) & (found <= _most(dtype) / 2 ** (bits - 1))):
+    def scales(self, leaves: dict[str, tuple[int, torch.dtype]], bits: int) -> dict[str, Floats]:
+        """The scales of each leaf of (count, dtype), none so large that a value could overflow."""
+        counts = [count for count, _ in leaves.values()]
+        every, ends = self.array("<f4", sum(counts)), accumulate(counts)
+        limits = [_most(dtype) / 2 ** (bits - 1) for _, dtype in leaves.values()]
+        most = np.repeat(np.array(limits, np.float32), np.array(counts, np.int64))
+        if not np.all((every >= 0) & (every <= most)):
             raise ValueError("the message has a scale that is not a size")
-        return found
+        return {name: every[end - count : end] for name, count, end in zip(leaves, counts, ends, strict=True)}
 
     def values(self, leaves: dict[str, tuple[int, torch.dtype]], bits: int) -> dict[str, Values]:
         """The values of each leaf of (count, dtype)."""
