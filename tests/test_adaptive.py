@@ -470,6 +470,22 @@ def test_a_wrong_threshold_is_refused(wrong: dict[str, Any]) -> None:
         get("fedavg-compressed").make({"fraction": wrong})
 
 
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ("{above = -1.0}", 'method.fraction = {"above": -1.0}'),
+        ("{below = 1.0}", 'method.fraction = {"below": 1.0}'),
+        ("0.0", "method.fraction = 0.0"),
+    ],
+)
+def test_a_study_says_how_a_threshold_is_written(wrong: str, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "study.toml"
+    path.write_text(f'[method]\nname = "fedavg-compressed"\nfraction = {wrong}\n')
+    meant = "but a number above 0 and of at most 1 or { above = a number of at least 0 } belongs there"
+    with pytest.raises(Problem, match=f"study.toml, line 3: {re.escape(said)}, {re.escape(meant)}"):
+        load(path)
+
+
 def test_compressed_bytes() -> None:
     """1,000 entries, a tenth of them in 8 bits: 100 values, 100 gaps and some, one count, one scale."""
     assert 208 < Codec(0.1, 8).bound(Weights({"w": torch.zeros(1000)}).schema) < 240

@@ -155,6 +155,8 @@ def words(kind: Any, limits: Sequence[Any] = ()) -> str:
     if origin in (tuple, list, Sequence) or getattr(origin, "__name__", "") == "Sequence":
         return f"a list, each {words(inside[0])},"
     if origin is not None and issubclass(origin, Mapping):
+        if get_origin(inside[0]) is Literal:
+            return "{ " + ", ".join(f"{key} = {words(inside[1])}" for key in get_args(inside[0])) + " }"
         return f"for each name {words(inside[1])}"
     plain = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
     return plain.get(kind, "something else") + ranged(limits)
