@@ -106,9 +106,12 @@ def stands(folder: Path) -> int:
 
 
 def tune(bench: Bench, row: Row) -> dict[str, float]:
-    """The hospitals' mean validation Dice after the last round, by learning rate; what is known is not run again."""
+    """The hospitals' mean validation Dice after the last round, by learning rate; what is known is not run again.
+
+    Where labels are spoilt, rows keep the rate that was found with sound ones: nobody could tune anew on them.
+    """
     for line in read_results(bench.results):
-        if (line["row"], line["corrupt"]) == (row.name, bench.corrupt):
+        if line["row"] == row.name and line["corrupt"] in ("", bench.corrupt):
             return dict(line["tuned"])
     found = {}
     for rate in RATES:
