@@ -1,6 +1,5 @@
 """FedSegNet's weights and coded updates: every factor by hand, every bound kept, nothing lost over rounds."""
 
-import json
 import math
 import re
 import sqlite3
@@ -214,70 +213,6 @@ def test_bounds_hold_after_renormalising(s: list[float], low: float, high: float
     assert all(low <= x <= high for x in found)
     order = np.argsort(s, kind="stable")
     assert (np.diff(np.array(found)[order]) >= 0).all()  # who had more has no less
-
-
-@pytest.mark.parametrize(
-    ("options", "sentence"),
-    [
-        ({"aggregation": "fedavg", "alpha": 2.0}, "alpha does nothing where aggregation is 'fedavg': leave it out"),
-        ({"aggregation": "fedavg", "ema": 0.0, "beta": 0.0}, "beta, ema do nothing where aggregation is 'fedavg'"),
-        ({"aggregation": "fedavg", "cosine": True}, "cosine does nothing"),
-        (
-            {"aggregation": "divergence-only", "a": 0.1, "h": 1.0, "alpha": 0.0, "gamma": 0.0, "c": 0.0},
-            "a, h, alpha, gamma, c do nothing where aggregation is 'divergence-only': leave them out",
-        ),
-        ({"eta": 0.1}, "eta does nothing where server is 'average': leave it out"),
-        ({"aggregation": "cross-scored", "eta": 0.1}, "eta does nothing"),
-    ],
-    ids=str,
-)
-def test_what_is_set_and_cannot_act_is_refused(options: dict[str, Any], sentence: str, tmp_path: Path) -> None:
-    """Also when a study is loaded, with the file and the line."""
-    with pytest.raises(ValueError, match=f"^{re.escape(sentence)}"):
-        get("fedsegnet").make(options)
-    lines = [f"{key} = {json.dumps(value)}" for key, value in options.items()]
-    path = tmp_path / "study.toml"
-    path.write_text("\n".join(["[method]", 'name = "fedsegnet"', *lines]))
-    with pytest.raises(Problem, match=f"study.toml, line [0-9]+: {re.escape(sentence)}"):
-        load(path)
-
-
-def test_what_can_act_is_not_refused() -> None:
-    by_divergence = {"beta": 2.0, "cosine": True, "w_min": 0.0, "w_max": 1.0, "ema": 0.0}
-    get("fedsegnet").make({"aggregation": "divergence-only", **by_divergence, "server": "adam", "eta": 0.1})
-    get("fedsegnet").make({"aggregation": "fedavg", "alpha": 1.0, "eta": 0.01})  # as they are by default
-    with pytest.raises(ValueError, match="eta does nothing where server is 'average'"):
-        get("fedsegnet-no-adaptive").make({"eta": 0.1})
-
-
-@pytest.mark.parametrize(
-    ("method", "refused"),
-    [
-        ('name = "fedsegnet"', True),
-        ('name = "fedsegnet-no-transformer"', True),
-        ('name = "fedsegnet"\naggregation = "cross-scored"', True),
-        ('name = "fedsegnet"\naggregation = "divergence-only"', False),
-        ('name = "fedsegnet"\nalpha = 0.0', False),
-        ('name = "fedsegnet-no-adaptive"', False),
-        ('name = "fedavg"', False),
-    ],
-)
-def test_a_study_without_validation_cases_cannot_weigh_by_quality(method: str, refused: bool, tmp_path: Path) -> None:
-    path = tmp_path / "study.toml"
-    path.write_text(f"[data]\nfractions = [0.8, 0, 0.2]\n[method]\n{method}\n")
-    if not refused:
-        assert load(path).data.fractions[1] == 0
-        return
-    with pytest.raises(Problem, match=r"study.toml, line 2: fedsegnet.* weighs hospitals by their validation cases"):
-        load(path)
-    assert load(path, ["data.fractions=[0.7, 0.1, 0.2]"]).data.fractions[1] == 0.1
-
-
-def test_a_baseline_by_quality_wants_validation_cases_too(tmp_path: Path) -> None:
-    path = tmp_path / "study.toml"
-    path.write_text("[data]\nfractions = [0.8, 0, 0.2]\n")
-    with pytest.raises(Problem, match="fedsegnet weighs hospitals by their validation cases"):
-        load(path).by("fedsegnet")
 
 
 def test_server_adam_is_fedadam() -> None:
