@@ -176,6 +176,8 @@ def test_overrides(tmp_path: Path) -> None:
         ("train.rounds=x", '--set train.rounds: train.rounds = "x", but a whole number'),
         ("train.rounds", "--set train.rounds: table.key=value was meant"),
         ("seed.x=1", "--set seed.x=1: seed is a value"),
+        ("data.require=[flair, t1]", 'in quotes: --set \'data.require=["flair", "t1"]\''),
+        ("data.grid=[16, 16, 18", "in quotes: --set 'data.grid=[16, 16, 18]'"),
     ):
         with pytest.raises(Problem) as e:
             study(tmp_path, BASE, override)

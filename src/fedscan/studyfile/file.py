@@ -4,6 +4,7 @@ import copy
 import hashlib
 import json
 import re
+import shlex
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -211,10 +212,23 @@ def override_one(raw: dict[str, Any], override: str) -> Path_:
         raise Problem(f"--set {override}: table.key=value was meant, such as --set train.rounds=3.")
     try:
         parsed = tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
+    except tomllib.TOMLDecodeError as e:
         parsed = value.strip()
+        if parsed.startswith("["):
+            meant = shlex.quote(f"{key}={listed(parsed)}")
+            raise Problem(
+                f"--set {override}: no list in TOML; a shell takes quotes away, so in quotes: --set {meant}"
+            ) from e
     put(raw, path, parsed, f"--set {override}")
     return path
+
+
+def listed(text: str) -> str:
+    """The list that a text was meant for, with its words in quotes again, as a shell had taken them away."""
+    items = [item.strip(" \"'") for item in text.strip("[] ").split(",")]
+    number = re.compile(r"[-+]?\d[\d.]*(e[-+]?\d+)?|true|false")
+    found = [item if number.fullmatch(item) else json.dumps(item, ensure_ascii=False) for item in items if item]
+    return f"[{', '.join(found)}]"
 
 
 def put(raw: dict[str, Any], path: Path_, value: Any, where: str) -> None:
