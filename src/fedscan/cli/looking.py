@@ -1,6 +1,5 @@
 """Commands that show what there is: methods, models, tasks, the state of data, the record of a run."""
 
-from collections import defaultdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -8,6 +7,7 @@ import typer
 
 from fedscan.cli import common
 
+COUNTS = ("expected", "used", "left_out", "reasons")  # of a hospital's cases
 JSON = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -200,7 +200,7 @@ def ledger(
     by: Annotated[Literal["site", "round", "question"], typer.Option(help="One line for each of these.")] = "site",
     json: JSON = False,
 ) -> None:
-    """Show what was asked, what was answered, and what travelled."""
+    """Show what was asked, what was answered, and what travelled; by site, how many cases were used, too."""
     from contextlib import closing
     from json import loads
 
@@ -209,14 +209,16 @@ def ledger(
 
     with closing(opened(run)) as db:
         turns = read_turns(db)
-        (study,) = db.execute("SELECT value FROM meta WHERE key = 'study'").fetchone()
-        rounds = loads(study)["train"]["rounds"]
-    groups: dict[Any, list[Any]] = defaultdict(list)
+        meta = dict(db.execute("SELECT key, value FROM meta WHERE key IN ('study', 'sites')"))
+    rounds = loads(meta["study"])["train"]["rounds"]
+    cases = {row["name"]: counted(row) for row in loads(meta["sites"])} if by == "site" else {}
+    groups: dict[Any, list[Any]] = {name: [] for name in cases}
     for turn in turns:
-        groups[getattr(turn, by)].append(turn)
+        groups.setdefault(getattr(turn, by), []).append(turn)
     rows = [
         {
             by: key,
+            **(cases.get(key, dict.fromkeys(COUNTS)) if by == "site" else {}),
             **{s: sum(t.status == s for t in of) for s in ("answered", "refused", "absent")},
             "bytes_down": sum(t.bytes_down for t in of),
             "bytes_up": sum(t.bytes_up for t in of),
@@ -229,11 +231,17 @@ def ledger(
         common.print_json(rows)
         return
 
-    def named(key: Any) -> object:
-        return f"{key} (test)" if by == "round" and key > rounds else key
+    def line(r: dict[str, Any]) -> list[object]:
+        key = f"{r[by]} (test)" if by == "round" and r[by] > rounds else r[by]
+        sent = [r["answered"], r["refused"], r["absent"], size(r["bytes_down"]), size(r["bytes_up"]), r["seconds"]]
+        return [key, *("–" if r[c] is None else r[c] for c in counts), *sent, ", ".join(r["privacy"])]
 
-    shown = [
-        (named(r[by]), r["answered"], r["refused"], r["absent"], size(r["bytes_down"]), size(r["bytes_up"]),
-         r["seconds"], ", ".join(r["privacy"])) for r in rows
-    ]  # fmt: skip
-    common.print_table((by, "answered", "refused", "absent", "down", "up", "seconds", "what left"), shown)
+    counts = COUNTS[:3] if by == "site" else ()
+    heads = (by, *(c.replace("_", " ") for c in counts), "answered", "refused", "absent", "down", "up", "seconds")
+    common.print_table((*heads, "what left"), [line(row) for row in rows])
+
+
+def counted(row: dict[str, Any]) -> dict[str, Any]:
+    """A hospital's cases: expected, used, how many are left out, and each of those with its reason."""
+    why = [{"case": case, "why": reason} for case, reason in row["left_out"]]
+    return dict(zip(COUNTS, (row["expected"], row["used"], row["expected"] - row["used"], why), strict=True))
