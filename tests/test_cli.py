@@ -1,9 +1,12 @@
 """The commands, end to end on a tiny study: what they write, say and refuse, and that nothing is lost."""
 
+import csv
 import json
+import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel
@@ -13,6 +16,7 @@ import torch
 
 from commands import Command, refused, same_model
 from fedscan.ledger import read_record
+from fedscan.report.values import of_runs, write_scores
 from fedscan.studyfile import load, read_cases
 from nifti import image, label, write
 from shared import shared
@@ -212,6 +216,7 @@ def test_tables_as_json(fedscan: Command, done: Path) -> None:
         assert {row[by] for row in rows} == {getattr(t, by) for t in record.turns}
         assert sum(row["bytes_up"] for row in rows) == sum(t.bytes_up for t in record.turns)
         assert sum(row["answered"] for row in rows) == len(record.turns) == 10
+        assert all(("used" in row) == (by == "site") for row in rows)
     found = json.loads(fedscan("data", "check", done / "scans", "--json").out)
     assert [(row["site"], row["used"]) for row in found["sites"]] == [("east", 5), ("west", 5)]
 
@@ -349,3 +354,58 @@ def test_real_scans_end_to_end(fedscan: Command, tmp_path: Path) -> None:
     losses = [[t.numbers["loss"] for t in record.turns if t.round == r and "loss" in t.numbers] for r in (1, 2)]
     assert np.mean(losses[1]) < np.mean(losses[0])
     assert (tmp_path / "run" / "report.html").stat().st_size > 0
+
+
+def test_the_ledger_counts_cases_and_says_why_some_are_left_out(fedscan: Command, tmp_path: Path) -> None:
+    """A hospital without an answer stands there too; the pooled site, which is none, has no count."""
+    write_study(tmp_path, "centralised")
+    (tmp_path / "scans" / "east3_label.nii").write_bytes(b"no scan")
+    rounds = ("--set", "train.rounds=1", "--set", "run.baselines=[]")
+    assert fedscan("run", "study.toml", "--out", "here", *rounds, "--set", "data.left_out_limit=0.5").code == 0
+    east, pooled, west = json.loads(fedscan("ledger", "here", "--json").out)
+    assert [(r["site"], r["expected"], r["used"], r["left_out"], r["answered"] > 0) for r in (east, pooled, west)] == [
+        ("east", 5, 4, 1, False),
+        ("pooled", None, None, None, True),
+        ("west", 5, 5, 0, False),
+    ]
+    (reason,) = east["reasons"]
+    assert reason["case"] == "east3"
+    assert "east3_label.nii" in reason["why"]
+    table = fedscan("ledger", "here").out.splitlines()
+    assert re.split(r"  +", table[0])[:4] == ["site", "expected", "used", "left out"]
+    assert table[2].split()[:4] == ["east", "5", "4", "1"]
+
+
+def test_every_score_stands_in_a_table(fedscan: Command, done: Path, tmp_path: Path) -> None:
+    """One line for each case, structure and metric, of a run with its baselines and of a comparison."""
+    assert fedscan("report", done / "run", "--out", "apart").out.count("apart/") == 2
+    assert (tmp_path / "apart" / "report.html").stat().st_size > 0
+    record = read_record(done / "run")
+    lines = list(csv.DictReader((tmp_path / "apart" / "scores.csv").read_text(encoding="utf-8").splitlines()))
+    assert len(lines) == len(record.scores) + sum(map(len, record.comparisons.values()))
+    ours = [line for line in lines if line["method"] == "fedavg"]
+    for line, row in zip(ours, record.scores, strict=True):
+        assert (line["case"], line["subject"], line["tested_at"]) == (row.case, row.subject, row.tested_at)
+        assert (line["label"], line["metric"], line["split"]) == (row.label, row.metric, row.split)
+        assert (float(line["value"]) if line["value"] else None) == row.value
+    assert {line["split"] for line in lines if line["method"] == "local-only"} == {"test"}
+    two = {"fedavg": [record, replace(record, seed=2)], "fedprox": [record]}
+    table = write_scores(of_runs(two), tmp_path).read_text().splitlines()
+    assert len(table) == 1 + 3 * len(record.scores)
+    assert [sum(line.startswith(start) for line in table) for start in ("fedavg,1,", "fedavg,2,", "fedprox,1,")] == [
+        len(record.scores)
+    ] * 3
+
+
+def test_a_run_that_learned_nothing_says_so(fedscan: Command, tmp_path: Path) -> None:
+    """Nobody answered, and the table alone would look like any other."""
+    write_study(tmp_path, more="[run]\nsilent = {east = [1], west = [1]}\n")
+    words = ("--set", "train.rounds=1", "--set", "scores.hd95=hd95_pooled", "--out", "here")
+    said = fedscan("run", "study.toml", *words)
+    assert said.code == 0, said.err
+    nothing = "warning: Nothing was learned in 1 round of 1 (1): no hospital gave a usable answer."
+    assert nothing in said.out
+    said = fedscan("compare", "study.toml", *words[:-1], "c", "--methods", "fedavg")
+    assert nothing in said.out
+    assert "HD95 pooled (mm)" in said.out.splitlines()[0]
+    assert (tmp_path / "c" / "scores.csv").stat().st_size > 0

@@ -33,7 +33,7 @@ torch.set_num_threads(1)
 # Runs the study once as it should be, then with the largest file that may be written lowered, then goes on without
 # that limit. Prints a line of JSON for each limit.
 LIMITED = """
-import contextlib, io, json, os, resource, signal, sys
+import contextlib, io, json, os, resource, shlex, signal, sys
 import torch
 from fedscan.cli import main
 
@@ -56,7 +56,8 @@ assert go("--out", "whole", "--cache", "cache") == (0, go("--out", "again", "--c
 for cache, limit in json.loads(sys.argv[1]):
     words = "--out", str(limit), "--cache", cache
     code, said = go(*words, limit=limit)
-    print(json.dumps([cache, limit, code, said.splitlines()[-1], *go(*words, "--resume")]), flush=True)
+    again = shlex.split(said.splitlines()[-1].partition("goes on with: ")[2])[3:]  # what it was told to give
+    print(json.dumps([cache, limit, code, said.splitlines()[-1], *go(*again)]), flush=True)
 """
 
 
@@ -83,7 +84,7 @@ def test_a_limit_on_the_size_of_files(tmp_path: Path) -> None:
         where = cache if cache == "new" else limit
         assert code == 3, sentence
         assert sentence.startswith(f"fedscan: nothing more can be written into {where} ("), sentence
-        command = f"fedscan run study.toml --out {limit} --cache {cache} --resume"
+        command = f"fedscan run study.toml --out {limit} --cache {cache}" + " --resume" * (cache != "new")
         assert sentence.endswith(f"): free space there; nothing is lost, and the run goes on with: {command}"), sentence
         assert resumed == 0, told
         assert same_end(tmp_path / str(limit), tmp_path / "whole")
@@ -217,11 +218,13 @@ def test_what_says_that_a_disk_is_full_and_what_does_not(tmp_path: Path) -> None
 
 def test_the_advice_fits_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     error = DiskFull("nothing more can be written into x (full): free space there; nothing is lost")
-    for given, again in (
-        ("run s.toml", "run s.toml --resume"),
-        ("run s.toml --resume", "run s.toml --resume"),
-        ("demo", "demo"),
+    for given, more, again in (
+        ("run s.toml", ("--resume",), "run s.toml --resume"),
+        ("run s.toml --resume", ("--resume",), "run s.toml --resume"),
+        ("run s.toml", (), "run s.toml"),  # full before the run began: there is nothing to go on with
+        ("demo", (), "demo"),
     ):
+        error.again = more
         monkeypatch.setattr(sys, "argv", ["fedscan", *given.split()])
         assert said(error) == (3, f"{error}, and the run goes on with: fedscan {again}")
 

@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from commands import Command, refused, same_model
+from fedscan.launch import writing
 from fedscan.ledger import read_record
-from tinystudy import write_study
+from tinystudy import write_scans, write_study
 
 torch.set_num_threads(1)
 
@@ -158,3 +159,109 @@ def test_stopped_and_gone_on_with(fedscan: Command, done: Path, monkeypatch: pyt
     command = shlex.split(said.err.strip().splitlines()[-1])
     assert fedscan(*command[1:]).code == 0
     assert same_model(done / "run", Path("here"))
+
+
+def unread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From here on, a case that is read is a fault: what is refused must be refused before."""
+
+    def read(*_: Any) -> None:
+        raise AssertionError("cases were read")
+
+    monkeypatch.setattr("fedscan.launch.read_cases", read)
+    monkeypatch.setattr("fedscan.demo.write_hospitals", read)
+
+
+def files_of(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if not path.name.startswith("journal.sqlite-")}
+
+
+def test_nothing_is_gone_on_with_where_there_is_nothing(fedscan: Command, done: Path, tmp_path: Path) -> None:
+    """A mistyped folder must not begin a new run that looks like the old one."""
+    refused(fedscan("run", done / "study.toml", "--out", "rnu", "--resume"), "rnu holds no run to go on with")
+    assert not (tmp_path / "rnu").exists()
+
+
+def test_a_stop_before_the_record_is_gone_on_with_as_it_began(
+    fedscan: Command, done: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fedscan.launch.read_cases", stop)
+        said = fedscan("run", done / "study.toml", "--out", "here")
+    assert (said.code, said.err.rstrip().endswith("--out here")) == (130, True), said.err
+
+
+def test_another_study_is_refused_before_a_case_is_read(
+    fedscan: Command, done: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The method by its name, and not by a hyperparameter that the other has not."""
+    unread(monkeypatch)
+    before = files_of(done / "run")
+    resume = ("run", done / "study.toml", "--out", done / "run", "--resume")
+    sentence = 'is of another study (method.name was "fedavg" and is "fedprox")'
+    refused(fedscan(*resume, "--set", "method.name=fedprox"), sentence)
+    refused(fedscan(*resume, "--set", "run.threads=2"), "(threads was 1 and is 2)")
+    refused(fedscan("demo", "--out", done / "run"), f"the run in {done / 'run'} is of another study")
+    Path("c").mkdir()
+    Path("c/fedavg").mkdir()
+    shutil.copytree(done / "run", "c/fedavg/2")
+    words = ("compare", done / "study.toml", "--methods", "fedprox,fedavg", "--seeds", "2", "--out", "c")
+    refused(fedscan(*words), "the run in c/fedavg/2 is of another study (seed was 1 and is 2)")
+    torch.set_num_threads(1)
+    assert files_of(done / "run") == before
+    assert not Path("c/fedprox").exists()
+
+
+def test_runs_comparisons_and_scans_have_a_folder_each(
+    fedscan: Command, done: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unread(monkeypatch)
+    before = files_of(done)
+    compare = ("compare", done / "study.toml", "--methods", "fedavg", "--out")
+    refused(fedscan(*compare, done / "run"), "holds a single run, and no comparison beside it; choose another folder")
+    sentence = "holds scans (cases.csv), and no run beside them; choose another folder with --out"
+    refused(fedscan(*compare, done / "scans"), sentence)
+    refused(fedscan("run", done / "study.toml", "--out", done / "scans"), sentence)
+    Path("decathlon").mkdir()
+    Path("decathlon/dataset.json").write_text("{}")
+    refused(fedscan("run", done / "study.toml", "--out", "decathlon"), "holds scans (dataset.json)")
+    Path("file").write_text("")
+    refused(fedscan("demo", "--out", "file"), "file cannot be made, because file is a file; choose another folder")
+    assert files_of(done) == before
+
+
+def test_a_demo_of_other_hospitals_is_another_demo(
+    fedscan: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fedscan.data.simulate import hospitals
+
+    unread(monkeypatch)
+    write_scans(tmp_path / "d" / "hospitals", sites=tuple(hospital.name for hospital in hospitals()))
+    refused(fedscan("demo", "--out", "d", "--hard-site"), "d holds the demo with other hospitals; choose another")
+    with pytest.raises(AssertionError, match="cases were read"):
+        fedscan("demo", "--out", "d")
+
+
+def test_what_may_not_be_written_names_the_option_to_change(
+    fedscan: Command, done: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("file").write_text("")
+    sentence = "nothing can be written into file (not a directory); choose another folder with --cache"
+    refused(fedscan("run", done / "study.toml", "--out", "here", "--cache", "file"), sentence)
+    sentence = "nothing can be written into file (file exists); choose another folder with --out"
+    refused(fedscan("report", done / "run", "--out", "file"), sentence)
+
+    def denied(path: Path, *_: Any) -> None:
+        raise PermissionError(13, "Permission denied", f"{path}.partial")
+
+    monkeypatch.setattr("fedscan.wire.replace_file", denied)
+    refused(fedscan("report", done / "run"), f"nothing can be written into {done / 'run'} (permission denied); choose")
+
+
+def test_a_fault_elsewhere_is_not_put_down_to_the_folder(tmp_path: Path) -> None:
+    for error in (PermissionError(13, "Permission denied", "/elsewhere/x"), PermissionError(13, "x"), OSError("odd")):
+        with pytest.raises(type(error)) as e, writing(tmp_path, "--out"):
+            raise error
+        assert e.value is error

@@ -6,13 +6,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from fedscan.disk import room_in
-from fedscan.launch import How, describe, free, launch, models_of, prepared, ready, report
+from fedscan.launch import How, describe, free, launch, models_of, prepared, ready, report, suits, writing
 from fedscan.ledger import Record, ScoreRow, opened, read_record
 from fedscan.live import Show
 from fedscan.report.comparison import distance, mean_sent, pooled_seeds
 from fedscan.report.page import write_comparison
 from fedscan.report.tables import final, home
+from fedscan.report.values import of_runs, write_scores
 from fedscan.report.warnings import warnings
 from fedscan.report.words import interval, number
 from fedscan.run import Problem
@@ -39,6 +39,9 @@ def compare(
     """
     if not methods or len(set(methods)) < len(methods):
         raise Problem(f"--methods {','.join(methods)}: one or more methods, each once, were meant")
+    free(out, resume=True)
+    if (out / "journal.sqlite").exists():
+        raise Problem(f"{out} holds a single run, and no comparison beside it; choose another folder with --out")
     first = load(study, overrides, data).top.seed
     plan = {
         (name, seed): load(study, (*overrides, f"method.name={name}", f"seed={seed}"), data)
@@ -49,7 +52,8 @@ def compare(
         ready(plan[name, first])
         if not plan[name, first].data.fractions[2]:
             raise Problem("data.fractions leaves no test cases, and methods are compared on those")
-    free(out, resume=True)
+    for (name, seed), file in plan.items():
+        suits(file, out / name / str(seed), how)
     cases: dict[int, Cases] = {}
     for (name, seed), file in plan.items():
         if seed not in cases:
@@ -60,7 +64,8 @@ def compare(
         folder = out / name / str(seed)
         report(folder, how.tell, {other: out / other / str(seed) for other in methods if other != name})
         runs[name].append(read_record(folder))
-    with room_in(out):
+    with writing(out, "--out"):
+        write_scores(of_runs(runs), out)
         return write_comparison(runs, out), runs
 
 
@@ -68,7 +73,7 @@ def one(file: StudyFile, folder: Path, cases: Cases, how: How) -> None:
     """One run of the comparison; a finished one of the same study is left as it is."""
     how = replace(how, resume=True, report=False)
     if finished(folder):
-        with room_in(folder):
+        with writing(folder, "--out"):
             describe(file, cases, build(file, cases), folder, how)  # refuses another study
         return
     with Show(cases.rows, file.rounds, title=f"{file.method}, seed {file.top.seed}") as show:

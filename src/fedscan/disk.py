@@ -13,7 +13,12 @@ FULL_JOURNAL = ("SQLITE_FULL", "SQLITE_IOERR_WRITE", "SQLITE_IOERR_SHMSIZE")
 
 
 class DiskFull(Exception):
-    """A folder takes no more. What is in it is sound, and the run goes on from there once there is room."""
+    """A folder takes no more. What is in it is sound, and the run goes on from there once there is room.
+
+    ``again`` are words that the same command needs then.
+    """
+
+    again: tuple[str, ...] = ()
 
 
 @contextmanager

@@ -1,11 +1,12 @@
 """A study file carried out in a folder: cases read, the run recorded, its model, overlays and report written."""
 
+import errno
 import json
 import os
 import platform
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import closing
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -30,6 +31,8 @@ from fedscan.studyfile.cases import Tell, cache_folder, fingerprint, silent
 from fedscan.studyfile.file import NOT_HASHED
 from fedscan.studyfile.labels import classes_of, flat, structures
 
+CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)  # a folder that will never take a file
+DATA = ("cases.csv", "dataset.json")  # what stands at the top of a folder of scans
 PACKAGES = ("fedscan", "torch", "monai", "numpy", "scipy", "nibabel")
 
 
@@ -70,7 +73,7 @@ def launch(file: StudyFile, folder: Path, how: How = How(), cases: Cases | None 
     others = ready(file)
     cases = cases or prepared(file, how)
     study = build(file, cases)
-    with room_in(folder):
+    with writing(folder, "--out"):
         describe(file, cases, study, folder, how)
         for other in others:
             baseline(other, cases, folder / "baselines" / other.method, how)
@@ -81,18 +84,34 @@ def launch(file: StudyFile, folder: Path, how: How = How(), cases: Cases | None 
 
 
 def prepared(file: StudyFile, how: How) -> Cases:
-    """The cases of a study, read and put into the cache. Raises as ``read_cases`` does, and DiskFull."""
-    with room_in(how.cache or cache_folder()):
+    """The cases of a study, read and put into the cache. Raises as ``read_cases`` and ``writing`` do."""
+    with writing(how.cache or cache_folder(), "--cache"):
         return read_cases(file, how.cache, how.tell)
 
 
+@contextmanager
+def writing(folder: Path, option: str) -> Iterator[None]:
+    """Raises DiskFull as ``room_in`` does, and Problem, naming ``option``, where ``folder`` may not be written into."""
+    try:
+        with room_in(folder):
+            yield
+    except OSError as e:
+        at, here = Path(str(e.filename or "")).absolute(), folder.absolute()
+        if e.errno not in CLOSED or not e.filename or not (at.is_relative_to(here) or here.is_relative_to(at)):
+            raise
+        why = (e.strerror or "closed").lower()
+        raise Problem(f"nothing can be written into {folder} ({why}); choose another folder with {option}") from e
+
+
 def free(folder: Path, resume: bool) -> None:
-    """Raises Problem where the folder holds a run that is not to be gone on with, or cannot be a folder."""
+    """Raises Problem where the folder cannot be one, holds scans, or a run that is not to be gone on with."""
     above = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not above.is_dir():
         raise Problem(f"{folder} cannot be made, because {above} is a file; choose another folder with --out")
     if not os.access(above, os.W_OK | os.X_OK):
         raise Problem(f"nothing can be written into {above}; choose another folder with --out")
+    if scans := [name for name in DATA if (folder / name).exists()]:
+        raise Problem(f"{folder} holds scans ({scans[0]}), and no run beside them; choose another folder with --out")
     if (folder / "journal.sqlite").exists() and not resume:
         raise Problem(
             f"{folder} already holds a run; add --resume to go on with it, or choose another folder with --out"
@@ -179,12 +198,26 @@ def describe(file: StudyFile, cases: Cases, study: Study, folder: Path, how: How
 
 
 def hold_to(file: StudyFile, facts: dict[str, Any], known: dict[str, str], folder: Path, how: How) -> None:
-    """Raises Problem unless the folder's run is of the same study, the same cases and the same numerics."""
+    """Raises Problem unless the folder's run is of the same study, the same numerics and the same cases."""
+    hold_to_study(file, known, folder, how)
+    if fingerprint(json.loads(known["facts"])) != fingerprint(facts):
+        raise Problem(f"the cases have changed since the run in {folder} began: give the same data, or another --out")
+
+
+def suits(file: StudyFile, folder: Path, how: How) -> None:
+    """Raises Problem where the folder's run, if there is one, is of another study or numerics; looks at no case."""
+    if (folder / "journal.sqlite").exists():
+        with closing(Journal(folder)) as journal:
+            known = journal.meta()
+        if known:
+            hold_to_study(file, known, folder, how)
+
+
+def hold_to_study(file: StudyFile, known: dict[str, str], folder: Path, how: How) -> None:
+    """Raises Problem unless the folder's run is of the same study and the same numerics."""
     if known.get("plain_hash") != plain_hash(file):
         changed = difference(json.loads(known["study"]), file.resolved())
         raise Problem(f"the run in {folder} is of another study ({changed}): give that study, or choose another --out")
-    if fingerprint(json.loads(known["facts"])) != fingerprint(facts):
-        raise Problem(f"the cases have changed since the run in {folder} began: give the same data, or another --out")
     before, now = json.loads(known["numerics"]), file.numerics()
     if before != now and not how.numerics:
         said = ", ".join(f"{k} was {before[k]} and is {now[k]}" for k in before if before[k] != now[k])
@@ -210,8 +243,8 @@ def plain_hash(file: StudyFile) -> str:
 
 
 def difference(a: Any, b: Any, path: str = "") -> str:
-    """The first key at which two studies differ, and how."""
-    for key in sorted({*a, *b}):
+    """The first key at which two studies differ, and how; a name before what goes with it."""
+    for key in sorted({*a, *b}, key=lambda key: (key != "name", key)):
         x, y = a.get(key), b.get(key)
         if isinstance(x, dict) and isinstance(y, dict):
             if found := difference(x, y, f"{path}{key}."):
@@ -270,16 +303,21 @@ def keep(study: Study, folder: Path) -> None:
     save_models(Run(folder).state, folder)
 
 
-def report(folder: Path, tell: Tell = silent, beside: Mapping[str, Path] | None = None) -> Path:
-    """Writes the report of the run in ``folder`` and returns its path; ``beside`` as in ``read_record``.
+def report(
+    folder: Path, tell: Tell = silent, beside: Mapping[str, Path] | None = None, out: Path | None = None
+) -> Path:
+    """Writes the report of the run in ``folder``, and scores.csv beside it, there or into ``out``; returns its path.
 
-    Raises DiskFull.
+    ``beside`` as in ``read_record``. Raises as ``writing`` does.
     """
     from fedscan.report.page import write_report
+    from fedscan.report.values import of_run, write_scores
 
     tell("writing the report", 0, 1)
-    with room_in(folder):
-        path = write_report(read_record(folder, beside), folder)
+    record = read_record(folder, beside)
+    with writing(out or folder, "--out"):
+        write_scores(of_run(record), out or folder)
+        path = write_report(record, out or folder)
     tell("writing the report", 1, 1)
     return path
 

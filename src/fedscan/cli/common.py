@@ -42,8 +42,7 @@ def said(error: Exception) -> tuple[int, str]:
     if "MemoryError" in kinds or "DefaultCPUAllocator" in text:  # NumPy's and torch's words for it
         return 3, "This machine's memory is full: lower train.batch, data.patch or data.grid. Nothing is lost."
     if "DiskFull" in kinds:
-        again = rerun("--resume") if sys.argv[1:2] == ["run"] else rerun()
-        return 3, f"{text}, and the run goes on with: {again}"
+        return 3, f"{text}, and the run goes on with: {rerun(*getattr(error, 'again', ()))}"
     if "WorkerDied" in kinds:
         return 3, f"The run has stopped: {text}. Go on with --resume."
     if "OutOfMemoryError" in kinds:

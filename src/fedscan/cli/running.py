@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from fedscan.cli import common
+from fedscan.disk import DiskFull
 
 STUDY = Annotated[Path, typer.Argument(metavar="STUDY.toml", help="The study file.")]
 RUN = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")]
@@ -50,15 +51,18 @@ def run(
     json: JSON = False,
 ) -> None:
     """Run a study; the folder then holds its record, its model and its report."""
-    from fedscan.launch import How, free, launch, prepared, ready
+    from fedscan.launch import How, free, launch, prepared, ready, suits
     from fedscan.live import Show
     from fedscan.studyfile import load
 
     file = load(study, settings(set_, device), data)
     folder = out or Path("runs") / file.folder
     free(folder, resume)
+    if resume and not resuming(folder):
+        raise ValueError(f"{folder} holds no run to go on with: leave out --resume, or name the run's folder by --out")
     ready(file)
     try:
+        suits(file, folder, How(numerics=other_numerics))
         cases = prepared(file, How(cache=cache, tell=common.progress))
         left_out(cases.rows)
         for note in cases.notes:
@@ -70,8 +74,16 @@ def run(
             )  # fmt: skip
             page = launch(file, folder, how, cases)
     except KeyboardInterrupt:
-        raise typer.Exit(common.interrupted("--resume")) from None
+        raise typer.Exit(common.interrupted(*resuming(folder))) from None
+    except DiskFull as e:
+        e.again = resuming(folder)
+        raise
     ended(folder, page, json)
+
+
+def resuming(folder: Path) -> tuple[str, ...]:
+    """What a run needs to be gone on with: nothing where it was stopped before its record had begun."""
+    return ("--resume",) if (folder / "journal.sqlite").exists() else ()
 
 
 def settings(given: list[str] | None, device: str | None) -> list[str]:
@@ -95,7 +107,8 @@ def ended(folder: Path, page: Path, json: bool) -> None:
 
     record, models = read_record(folder), models_of(folder)
     model = models[0] if len(models) == 1 else folder / "models"
-    places = {"report": page, "model": model, "ledger": folder / "journal.sqlite"}
+    places = {"report": page, "scores": page.with_name("scores.csv"), "model": model}
+    places["ledger"] = folder / "journal.sqlite"
     if json:
         facts = {"name": record.name, "hash": record.study_hash, "warnings": list(warnings(record))}
         common.print_json({**facts, "sites": site_figures(record), **places})
@@ -157,7 +170,7 @@ def compare(
     common.print_table(columns, shown)
     common.print_warnings(of_runs(runs))
     print(f"\n{said}\n" if (said := unsent(made)) else "")
-    common.where(page=page)
+    common.where(page=page, scores=page.with_name("scores.csv"))
 
 
 def cell(value: object) -> str:
@@ -179,8 +192,12 @@ def predict(
     common.where(labels=segment(run, scans, out, site=site, device=device))
 
 
-def report(run: RUN) -> None:
-    """Write the report of a run again, as far as the run has come."""
+def report(
+    run: RUN,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where it is written (default: the run).")] = None,
+) -> None:
+    """Write the report and the scores of a run again, as far as the run has come."""
     from fedscan.launch import report as write
 
-    common.where(report=write(run))
+    page = write(run, out=out)
+    common.where(report=page, scores=page.with_name("scores.csv"))
