@@ -3,6 +3,7 @@
 import errno
 import json
 import re
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from fedscan.data import cache as store
 from fedscan.data.manifest import read_manifest, write_manifest
 from fedscan.disk import DiskFull, full, room_in
 from fedscan.engines.workers import WorkerFailed
-from fedscan.launch import How, launch, prepared
+from fedscan.launch import How, launch, prepared, report
 from fedscan.ledger import read_record
 from fedscan.studyfile import Cases, StudyFile, load
 from tinystudy import write_scans, write_study
@@ -61,6 +62,25 @@ for cache, limit in json.loads(sys.argv[1]):
 """
 
 
+class Whole(NamedTuple):
+    """A study, and a run of it for which there was room."""
+
+    file: StudyFile
+    how: How
+    cases: Cases
+    folder: Path
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    folder = tmp_path_factory.mktemp("whole")
+    file = load(write_study(folder, "fedbn"), ["train.rounds=1", "train.batch=3"])
+    how = How(cache=folder / "cache", report=False)
+    cases = prepared(file, how)
+    launch(file, folder / "run", how, cases)
+    return Whole(file, how, cases, folder / "run")
+
+
 def same_end(a: Path, b: Path) -> bool:
     """Whether two runs have the same model, scores and answers, bit for bit."""
     x, y = load_file(a / "model.safetensors"), load_file(b / "model.safetensors")
@@ -71,6 +91,7 @@ def same_end(a: Path, b: Path) -> bool:
     return equal and one.scores == two.scores and answers[0] == answers[1] and pictures[0] == pictures[1]
 
 
+@pytest.mark.slow
 def test_a_limit_on_the_size_of_files(tmp_path: Path) -> None:
     """The cache at its first array; the journal when it is made, when it grows; the state, which is the largest."""
     write_study(tmp_path, "fedbn", "[run]\nbaselines = []\n")
@@ -119,11 +140,8 @@ def outcome(file: StudyFile, folder: Path, how: How, cases: Cases) -> str:
 
 
 @pytest.mark.slow
-def test_full_at_every_file_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = load(write_study(tmp_path, "fedbn"), ["train.rounds=1", "train.batch=3"])
-    how = How(cache=tmp_path / "cache", report=False)
-    cases = prepared(file, how)
-    launch(file, tmp_path / "whole", how, cases)
+def test_full_at_every_file_of_a_run(whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, how, cases, run = whole
     written: list[str] = []
     for at in range(1, 100):
         folder = tmp_path / str(at)
@@ -134,39 +152,38 @@ def test_full_at_every_file_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyP
                 break
         written.append(str(filling.files[-1].relative_to(folder)))
         launch(file, folder, replace(how, resume=True), cases)
-        assert same_end(folder, tmp_path / "whole"), f"full at {written[-1]}"
+        assert same_end(folder, run), f"full at {written[-1]}"
     kinds = {name.partition("/")[0].removesuffix(".partial") for name in written}
     assert kinds == {"study.json", "study.toml", "state", "sites", "overlays", "model.safetensors"}
 
 
-def test_a_journal_that_cannot_grow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("at", [pytest.param("first", marks=pytest.mark.slow), "last"])
+def test_a_journal_that_cannot_grow(whole: Whole, at: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """SQLite's own word for a full disk, where the tables are made and at the last page of the run."""
-    file = load(write_study(tmp_path), ["train.rounds=1"])
-    how = How(cache=tmp_path / "cache", report=False)
-    cases = prepared(file, how)
-    launch(file, tmp_path / "whole", how, cases)
+    file, how, cases, run = whole
     connect = sqlite3.connect
-    with closing(connect(tmp_path / "whole" / "journal.sqlite")) as db:
+    with closing(connect(run / "journal.sqlite")) as db:
         (last,) = db.execute("PRAGMA page_count").fetchone()
+    pages = 3 if at == "first" else last - 1
 
     def tight(*given: Any, **options: Any) -> sqlite3.Connection:
-        db = connect(*given, **options)
+        db: sqlite3.Connection = connect(*given, **options)
         db.execute(f"PRAGMA max_page_count = {pages}")
         return db
 
-    for pages in (3, last - 1):
-        folder = tmp_path / str(pages)
-        with monkeypatch.context() as patch:
-            patch.setattr(sqlite3, "connect", tight)
-            with pytest.raises(DiskFull, match=rf"into {folder} \(database or disk is full\)"):
-                launch(file, folder, how, cases)
-        launch(file, folder, replace(how, resume=True), cases)
-        assert same_end(folder, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(sqlite3, "connect", tight)
+        with pytest.raises(DiskFull, match=rf"into {tmp_path} \(database or disk is full\)"):
+            launch(file, tmp_path, how, cases)
+    launch(file, tmp_path, replace(how, resume=True), cases)
+    assert same_end(tmp_path, run)
 
 
-def test_a_report_that_does_not_fit_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = load(write_study(tmp_path), ["train.rounds=1"])
-    page = launch(file, tmp_path / "run", How(cache=tmp_path / "cache"))
+def test_a_report_that_does_not_fit_leaves_the_one_before(
+    whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(whole.folder, tmp_path / "run")
+    page = report(tmp_path / "run")
     before = page.read_bytes()
 
     def short(self: Path, text: str, **_: Any) -> int:
@@ -176,7 +193,7 @@ def test_a_report_that_does_not_fit_leaves_the_one_before(tmp_path: Path, monkey
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_text", short)
         with pytest.raises(DiskFull, match=r"run \(no space left on device\)"):
-            launch(file, tmp_path / "run", How(resume=True, cache=tmp_path / "cache"))
+            report(tmp_path / "run")
     assert page.read_bytes() == before
 
 
