@@ -7,7 +7,7 @@ from typing import Any
 
 from fedscan.ledger import ScoreRow
 from fedscan.report.words import number
-from fedscan.statistics import Comparison, by_site, holm, macro, paired, worst
+from fedscan.statistics import Comparison, Summary, by_site, holm, macro, paired, within, worst
 from science_rows import CONDITIONS, ROOT, ROWS, Row, read_results
 
 PAGE = ROOT / "docs" / "science.md"
@@ -52,8 +52,9 @@ def by_row(results: Iterable[dict[str, Any]], corrupt: str = "") -> Lines:
     return found
 
 
-def span(of: Any, signed: bool = False) -> str:
-    """A mean or difference with its 95 % interval."""
+def span(of: Summary | Comparison, signed: bool = False) -> str:
+    """A mean Dice, or a difference of two, with its 95 % interval, within the values that it can have."""
+    of = within(of, "dice", difference=signed)
     middle = of.difference if isinstance(of, Comparison) else of.mean
     if of.low is None or of.high is None:
         return number(middle, signed=signed)

@@ -132,6 +132,23 @@ def test_one_hospital_s_training_labels_are_spoilt(tmp_path: Path, bench: Any, m
         bench.spoil.spoil(data, file, "swap:north", tmp_path / "no")
 
 
+def test_an_interval_holds_only_what_a_dice_can_be(bench: Any) -> None:
+    wide = bench.table.Summary(0.574, -0.115, 1.033, 5, 5, 0, 28)
+    assert bench.table.span(wide) == "0.574 [0.000, 1.000]"
+    test = bench.table.Comparison(-0.199, -1.505, 0.006, 0.079, 28, "exact", 0, 0)
+    assert bench.table.span(test, signed=True) == "−0.199 [−1.000, +0.006]"
+    assert bench.table.span(bench.table.Summary(0.5, None, None, 1, 1, 0, 1)) == "0.50"
+
+
+def test_what_exchanges_nothing_has_no_bytes(bench: Any) -> None:
+    cases = {"A": {f"c{k}": (f"s{k}", {"a": 0.5 + k / 10}) for k in range(3)}}
+    line = {"cases": cases, "hd95": {"mean": 1.0}, "lr": 0.01, "mb_up": 1.5, "mb_down": 2.5, "steps": 7, "seconds": 60}
+    for row in bench.rows.ROWS:
+        cells = bench.table.measured(row, [line], None, None)
+        assert ("–" if row.alone else "1.50 + 2.50") == cells[7], row.name
+    assert {row.name for row in bench.rows.ROWS if row.alone} >= {"local-only", "centralised-unet"}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("study", "sites", "train"),

@@ -9,6 +9,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,6 +67,9 @@ class Comparison:
         return f"{shown} (n {self.n}, {self.undefined} undefined, {self.unmatched} unmatched; {self.test})"
 
 
+Estimate = TypeVar("Estimate", bound=Summary | Comparison)
+
+
 @dataclass(frozen=True)
 class SiteDifference:
     """What a site shares for ``random_effects``: subjects, and the mean and sample variance of their differences."""
@@ -112,17 +116,17 @@ def summarise(rows: Iterable[ScoreRow]) -> Summary:
     return Summary(mean, low, high, used, len(checked), len(checked) - used, len(means))
 
 
-def within(summary: Summary, metric: str, difference: bool = False) -> Summary:
+def within(estimate: Estimate, metric: str, difference: bool = False) -> Estimate:
     """Cuts the interval of a mean (or of a ``difference`` of two) to the values that it can have, for showing.
 
     The true mean lies in both, so the shorter interval covers it as often. An unknown metric has no limits.
     """
-    if summary.low is None or summary.high is None:
-        return summary
+    if estimate.low is None or estimate.high is None:
+        return estimate
     least, most = RANGES.get(metric, (-math.inf, math.inf))
     if difference:
         least, most = least - most, most - least
-    return replace(summary, low=max(summary.low, least), high=min(summary.high, most))
+    return replace(estimate, low=max(estimate.low, least), high=min(estimate.high, most))
 
 
 def by_site(rows: Iterable[ScoreRow], metric: str) -> dict[str, Summary]:

@@ -8,7 +8,7 @@ from fedscan.report.figures import Dot
 from fedscan.report.tables import final, home
 from fedscan.report.turns import UNSENT, per_round
 from fedscan.report.words import Cell, estimate, interval, number, plural, size
-from fedscan.statistics import Comparison, Summary, by_site, holm, macro, paired, within, worst
+from fedscan.statistics import Comparison, by_site, holm, macro, paired, within, worst
 from fedscan.tasks.metrics import HD95
 
 Runs = Mapping[str, Record | Sequence[Record]]  # a method's run, or its runs with several seeds
@@ -116,8 +116,7 @@ def _distance(rows: Sequence[ScoreRow], metric: str) -> Cell | None:
 def _difference(test: Comparison | None) -> str:
     if test is None:
         return "compared with"
-    span = interval(Summary(test.difference, test.low, test.high, test.n, test.n, 0, test.n), signed=True)
-    return f"{number(test.difference, signed=True)} {span}".strip()
+    return f"{number(test.difference, signed=True)} {interval(test, signed=True)}".strip()
 
 
 def _gaps(test: Comparison) -> str:

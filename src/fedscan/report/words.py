@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from fedscan.statistics import Summary, within
+from fedscan.statistics import Comparison, Summary, within
 
 NAMES = {
     "dice": "Dice",
@@ -52,12 +52,12 @@ def number(value: float | None, metric: str = "dice", signed: bool = False) -> s
     return ("−" if value < 0 else "+" if signed else "") + size + unit
 
 
-def interval(summary: Summary, metric: str = "dice", signed: bool = False) -> str:
+def interval(of: Summary | Comparison, metric: str = "dice", signed: bool = False) -> str:
     """The 95 % interval in brackets, within the values that a score (``signed``: a difference of two) can have.
 
     Empty where there are too few values for one.
     """
-    cut = within(summary, metric, difference=signed)
+    cut = within(of, metric, difference=signed)
     if cut.low is None or cut.high is None:
         return ""
     return f"[{number(cut.low, metric, signed)}, {number(cut.high, metric, signed)}]"
