@@ -26,6 +26,7 @@ from fedscan.ledger import ScoreRow
 from fedscan.method import Message, Method, Question, Replies, Sites, State, Tree, answer, receive
 from fedscan.methods.registry import get
 from fedscan.parts.around import Around
+from fedscan.parts.channel import sparse
 from fedscan.parts.weigh import equally
 from fedscan.recorded import Answer, Letter
 from fedscan.run import Problem, run
@@ -34,7 +35,7 @@ from fedscan.secret import BLOCK, Secret
 from fedscan.site import Site, load, seed_of
 from fedscan.spec import Leaves, Maybe, Refused, room
 from fedscan.step import Step
-from fedscan.study import Scores, Study, Turn
+from fedscan.study import Scores, Study, Turn, respond
 from fedscan.studyfile import build, read_cases
 from fedscan.studyfile import load as load_study
 from fedscan.tasks.segmentation import Segmentation
@@ -478,3 +479,131 @@ def test_scores_of_all_cases_have_room_and_those_of_more_have_not() -> None:
         wire.unpack(bytes(pack({"rows": rows * 100})), spec)
     with pytest.raises(Refused, match="at most 40 rows"):
         spec.check({"rows": [*rows, rows[0]]}, "scores")
+
+
+# -- messages that a site does not believe -----------------------------------------------------------------------------
+
+
+def asked(study: Study, question: str, message: Message, state: Tree | None = None) -> Tree:
+    """What Cairo answers in round 1."""
+    return respond(study, study.slots(), Turn(1, 0, "cairo"), question, message, state or {}, bytes)[0]
+
+
+def with_leaf(weights: Weights, name: str, leaf: torch.Tensor) -> Weights:
+    return Weights({**weights, name: leaf}, weights.kinds)
+
+
+CODED = sparse(0.5, 8)
+LEARN: dict[str, tuple[Callable[[Weights], Message], str]] = {
+    "nothing": (lambda w: {}, "what cairo was sent with 'learn' lacks 'weights'"),
+    "text for weights": (lambda w: {"weights": "w"}, "weights should be weights, not 'w'"),
+    "a leaf too few": (lambda w: {"weights": w.only(list(w)[1:])}, "lacks the leaf 'conv1.weight'"),
+    "a leaf too many": (lambda w: {"weights": with_leaf(w, "x", torch.ones(1))}, "holds an unknown leaf 'x'"),
+    "another shape": (lambda w: {"weights": with_leaf(w, "head.bias", torch.ones(3))}, "leaf 'head.bias' is (3,)"),
+    "another dtype": (lambda w: {"weights": with_leaf(w, "head.bias", w["head.bias"].double())}, "torch.float64"),
+    "moments nobody asked for": (
+        lambda w: {"weights": w, "optimizer": w},
+        "optimizer should be a number, not a weights",
+    ),
+    "text for a number": (lambda w: {"weights": w, "work": "all"}, "work should be a number, not 'all'"),
+}
+
+
+@pytest.mark.parametrize(("message", "said"), LEARN.values(), ids=LEARN)
+def test_a_site_refuses_a_message_that_is_not_what_the_question_takes(
+    message: Callable[[Weights], Message], said: str
+) -> None:
+    study = toy.study(averaging())
+    weights: Weights = study.start()["weights"]
+    assert asked(study, "learn", {"weights": weights, "work": 0.5})["cases"] == 80
+    with pytest.raises(Refused, match=re.escape(said)):
+        asked(study, "learn", message(weights))
+
+
+def test_a_site_refuses_what_it_is_asked_to_score() -> None:
+    study = toy.study(averaging())
+    good = {**study.start(), "split": "validation"}
+    assert len(asked(study, "evaluate", good)["rows"]) == 16
+    for wrong in ("train", 3, None):
+        with pytest.raises(Refused, match="split should be one of validation, test"):
+            asked(study, "evaluate", {**good, "split": wrong})
+    with pytest.raises(Refused, match="lacks 'split'"):
+        asked(study, "evaluate", study.start())
+    with pytest.raises(Refused, match="lacks 'weights'"):
+        asked(study, "evaluate", {"split": "test"})
+
+
+def test_a_site_looks_at_no_values_of_what_it_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pass over the weights for each answer would cost as much as a step of training."""
+    study = toy.study(averaging(down=CODED))
+    state = study.start()
+    kinds = state["weights"].kinds
+    monkeypatch.setattr("fedscan.spec.finite", lambda x: pytest.fail("values were looked at"))
+    monkeypatch.setattr("fedscan.parts.channel.Coded.check", lambda *a: pytest.fail("a change was decoded"))
+    nowhere = Weights({k: v * torch.inf if v.is_floating_point() else v for k, v in state["weights"].items()}, kinds)
+    study.check_asked("cairo", "learn", {"weights": nowhere, "version": 0})
+    study.check_asked("cairo", "learn", {"change": torch.zeros(9, dtype=torch.uint8), "version": 1})
+
+
+def test_a_coded_way_down_is_refused_where_it_brings_nothing() -> None:
+    study = toy.study(averaging(down=CODED))
+    state = study.start()
+    assert asked(study, "learn", {"weights": state["weights"], "version": 0})["cases"] == 80
+    with pytest.raises(Refused, match="lacks 'version'"):
+        asked(study, "learn", {"weights": state["weights"]})
+    with pytest.raises(Refused, match="cairo was sent version 0 of the model, and neither weights nor a change"):
+        asked(study, "learn", {"version": 0})
+    with pytest.raises(Refused, match="does not hold the model that a change was sent for"):
+        asked(study, "learn", {"change": torch.zeros(9, dtype=torch.uint8), "version": 3}, {"version": 1})
+
+
+def test_moments_are_looked_at_too() -> None:
+    step = Step("adam", lr=0.01, batch=16, moments="averaged")
+    study = toy.study(averaging(), step=step)
+    weights = study.start()["weights"]
+    moments = asked(study, "learn", {"weights": weights})["optimizer"]
+    assert asked(study, "learn", {"weights": weights, "optimizer": moments})["cases"] == 80
+    with pytest.raises(Refused, match="optimizer lacks the leaf"):
+        asked(study, "learn", {"weights": weights, "optimizer": moments.only(list(moments)[1:])})
+
+
+SCAFFOLD: dict[str, tuple[Callable[[Tree], Message], str]] = {
+    "nothing": (lambda s: {}, "cairo was asked 'learn' by a message that lacks 'weights'"),
+    "no variate": (lambda s: {"weights": s["weights"]}, "by a message that lacks 'control'"),
+    "text for weights": (lambda s: {**s, "weights": "w"}, "holds 'weights' as the study does not know it, and failed"),
+    "a number for a variate": (lambda s: {**s, "control": 3}, "holds 'control' as the study does not know it"),
+    "another shape": (
+        lambda s: {**s, "control": with_leaf(s["control"], "head.bias", torch.ones(3))},
+        "holds 'control' as the study does not know it, and failed at it (",
+    ),
+}
+
+
+@pytest.mark.parametrize(("message", "said"), SCAFFOLD.values(), ids=SCAFFOLD)
+def test_a_question_that_declares_nothing_refuses_what_it_fails_at(
+    message: Callable[[Tree], Message], said: str
+) -> None:
+    study = toy.study(replace(get("scaffold").make(), answers=(undeclared(get("scaffold").make().answers[0]),)))
+    with pytest.raises(Refused, match=re.escape(said)):
+        asked(study, "learn", message(study.start()))
+
+
+def undeclared(question: Question) -> Question:
+    return replace(question, takes=None)
+
+
+def test_a_fault_of_the_method_is_not_laid_on_the_message() -> None:
+    def train(site: Site, model: nn.Module, message: Message) -> Tree:
+        return {"loss": {}["loss"]}
+
+    study = toy.study(averaging(train))
+    with pytest.raises(KeyError):
+        asked(study, "learn", study.start())
+    method = averaging(train)
+    study = toy.study(replace(method, answers=(undeclared(method.answers[0]),)))
+    with pytest.raises(KeyError):
+        asked(study, "learn", study.start())
+    with pytest.raises(
+        Refused, match=r"holds 'x' as the study does not know it, and failed at it \(KeyError: 'loss'\)"
+    ):
+        asked(study, "learn", {**study.start(), "x": 1})

@@ -8,7 +8,20 @@ import torch
 from torch import nn
 
 from fedscan import trees
-from fedscan.method import Message, Method, Privacy, Replies, Sites, State, Terms, Tree, answer, messages, receive
+from fedscan.method import (
+    Holds,
+    Message,
+    Method,
+    Privacy,
+    Replies,
+    Sites,
+    State,
+    Terms,
+    Tree,
+    answer,
+    messages,
+    receive,
+)
 from fedscan.parts.channel import Channel, whole
 from fedscan.parts.pick import Pick, everyone
 from fedscan.parts.share import Share, everything
@@ -16,7 +29,7 @@ from fedscan.parts.step import ServerStep, take
 from fedscan.parts.weigh import Weigh, by_cases, counted
 from fedscan.schema import Schema, Weights, schema_of, weights_of
 from fedscan.site import Site, copy_of, fit
-from fedscan.spec import Cases, Leaves, Refused, Spec
+from fedscan.spec import Cases, Leaves, Maybe, Number, Refused, Spec
 
 NOTHING: Mapping[str, Spec] = MappingProxyType({})
 Train = Callable[[Site, nn.Module, Message], Tree]
@@ -115,6 +128,20 @@ def update_spec(
     return gives
 
 
+def model_spec(share: Share, down: Channel) -> Holds:
+    """What a message with the model holds: the leaves that travel or, coded, what changed since a version."""
+
+    def takes(terms: Terms) -> dict[str, Spec]:
+        travels = share(terms.model)
+        schema = {k: leaf for k, leaf in schema_of(terms.model).items() if k in travels}
+        if down is whole:
+            return {"weights": Leaves(schema)}
+        version = Number(low=0, whole=True)
+        return {"weights": Maybe(Leaves(schema)), "change": Maybe(down.gives(schema)), "version": version}
+
+    return takes
+
+
 def averaging(
     train: Train = plain_train,
     *,
@@ -129,6 +156,7 @@ def averaging(
     reports: Mapping[str, Spec] = NOTHING,
     privacy: Privacy = "weights",
     moments: bool = True,
+    takes: Mapping[str, Spec] = NOTHING,
 ) -> Method:
     """FedAvg, and with one part exchanged, some forty of its descendants.
 
@@ -143,9 +171,16 @@ def averaging(
     use      what a site predicts with
     reports  what else ``train`` reports than numbers of any size;  privacy: the most telling class of data in that
     moments  whether ``train`` reports the optimiser's moments where the study has them averaged, as ``fit`` does
+    takes    what else than the model and numbers the round sends to ``train``
     """
 
-    @answer(privacy, update_spec(share, channel, reports, moments))
+    model_in, update_out = model_spec(share, down), update_spec(share, channel, reports, moments)
+
+    def learn_takes(terms: Terms) -> dict[str, Spec]:
+        some = {k: spec for k, spec in update_out(terms).items() if k == "optimizer"}
+        return {**model_in(terms), **{k: Maybe(spec) for k, spec in some.items()}, **takes}
+
+    @answer(privacy, update_out, learn_takes)
     def learn(site: Site, message: Message) -> Tree:
         x = arrived(site, message, down)
         model = receive(site, {**message, "weights": x})
@@ -181,7 +216,7 @@ def averaging(
     def predictor(site: Site, message: Message) -> nn.Module:
         return use(site, {**message, "weights": arrived(site, message, down)})
 
-    return Method(init=init, round=round, answers=(learn,), use=use if down is whole else predictor)
+    return Method(init, round, answers=(learn,), use=use if down is whole else predictor, publishes=model_in)
 
 
 def caught_up(state: State) -> State:
@@ -220,7 +255,9 @@ def arrived(site: Site, message: Message, down: Channel) -> Weights:
             raise Refused(f"{site.name} does not hold the model that a change was sent for; it needs the whole")
         base: Weights = site.state["base"]
         x = trees.add(base, down.decode(message["change"], base.schema))
-    else:
+    elif "weights" in message:
         x = message["weights"]
+    else:
+        raise Refused(f"{site.name} was sent version {version} of the model, and neither weights nor a change")
     site.state["base"], site.state["version"] = x, version
     return x

@@ -40,6 +40,9 @@ class Terms:
     networks: Mapping[str, nn.Module] = field(default_factory=dict)
 
 
+Holds = Callable[[Terms], Mapping[str, Spec]]  # what a message or an answer holds, by name
+
+
 @dataclass(frozen=True)
 class Question:
     """Something a site answers: a plain function of the site and a message, and what its answer may hold.
@@ -47,30 +50,33 @@ class Question:
     name     the name under which it is asked
     privacy  the most telling class of data in the answer, from weights up to images
     gives    what the answer holds, made from the terms of the study; anything else is refused
+    takes    what the message holds, made alike: a site refuses another, without a look at the values of its weights
     """
 
     name: str
     privacy: Privacy
     gives: Callable[[Terms], Group]
     reply: Callable[[Site, Message], Tree]
+    takes: Callable[[Terms], Group] | None = None
 
     def __call__(self, site: Site, message: Message) -> Tree:
         return self.reply(site, message)
 
 
 def answer(
-    privacy: Privacy, gives: Callable[[Terms], Mapping[str, Spec]] = lambda terms: {}
+    privacy: Privacy, gives: Holds = lambda terms: {}, takes: Holds | None = None
 ) -> Callable[[Callable[[Site, Message], Tree]], Question]:
     """Makes a function of a site and a message into a question that sites answer.
 
-    Beside what it ``gives``, an answer may report up to 64 numbers (a loss, a count of steps) under names of its own.
+    Beside what it ``gives``, an answer may report up to 64 numbers (a loss, a count of steps) under names of its own,
+    and beside what it ``takes``, a message may hold as many.
     """
 
-    def declare(reply: Callable[[Site, Message], Tree]) -> Question:
-        def group(terms: Terms) -> Group:
-            return Group(gives(terms), others=Number(optional=True))
+    def group(holds: Holds) -> Callable[[Terms], Group]:
+        return lambda terms: Group(holds(terms), others=Number(optional=True))
 
-        return Question(reply.__name__, privacy, group, reply)
+    def declare(reply: Callable[[Site, Message], Tree]) -> Question:
+        return Question(reply.__name__, privacy, group(gives), reply, None if takes is None else group(takes))
 
     return declare
 
@@ -149,6 +155,7 @@ class Method:
     round    (sites, state) -> state: one turn of the talk
     answers  the questions a site answers; it answers no others
     use      (site, message) -> model: how a site turns what is published into what it predicts with
+    publishes  (terms) -> what a message with what is published holds, where sites are to check it
 
     ``state["weights"]`` is published to all sites; with ``state["for"][site]``, each site gets its own. Sites named in
     ``state["news"]["to"]`` hold what was published before, and are sent the coded ``change`` since then.
@@ -158,6 +165,7 @@ class Method:
     round: Callable[[Sites, State], State]
     answers: tuple[Question, ...]
     use: Callable[[Site, Message], nn.Module] = receive
+    publishes: Holds | None = None
 
 
 def published(state: State, name: str) -> Message:

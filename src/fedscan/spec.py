@@ -61,10 +61,22 @@ class Text:
 
 
 @dataclass(frozen=True)
+class Choice:
+    """One of these words."""
+
+    words: tuple[str, ...]
+
+    def check(self, value: Any, where: str) -> None:
+        if not isinstance(value, str) or value not in self.words:
+            raise Refused(f"{where} should be one of {', '.join(self.words)}, not {brief(value)}")
+
+
+@dataclass(frozen=True)
 class Leaves:
-    """Weights with exactly these names, shapes, dtypes and kinds, all finite."""
+    """Weights with exactly these names, shapes, dtypes and kinds, all finite unless ``values`` are not looked at."""
 
     schema: Schema
+    values: bool = True
 
     def check(self, value: Any, where: str) -> None:
         if not isinstance(value, Weights):
@@ -79,7 +91,7 @@ class Leaves:
                     f"{where}: leaf {name!r} is {tuple(got.shape)} {got.dtype} {value.kinds[name]}, "
                     f"and should be {leaf.shape} {leaf.dtype} {leaf.kind}"
                 )
-            if not finite(got):
+            if self.values and not finite(got):
                 raise Refused(f"{where}: leaf {name!r} is not finite")
 
 
@@ -167,7 +179,21 @@ class Group:
             self.others.check(value[name], f"{where}: {name}")
 
 
-Spec = Number | Text | Leaves | Blob | Array | Table | Maybe | Group
+Spec = Number | Text | Choice | Leaves | Blob | Array | Table | Maybe | Group
+
+
+def form(spec: Spec) -> Spec:
+    """The spec without a look at the values of weights and bytes: names, shapes, dtypes and sizes only."""
+    match spec:
+        case Maybe(inner):
+            return Maybe(form(inner))
+        case Leaves(schema):
+            return Leaves(schema, values=False)
+        case Blob(limit):
+            return Blob(limit)
+        case Group(entries, others):
+            return Group({name: form(entry) for name, entry in entries.items()}, others)
+    return spec
 
 
 class Room(NamedTuple):
@@ -200,6 +226,8 @@ def room(spec: Spec, path: int = 0) -> Room:
             return Room(LEAF.nodes, LEAF.nbytes + LETTER * (path + 1))
         case Text():
             return Room(2, LETTER * spec.limit)
+        case Choice(words):
+            return Room(2, LETTER * max(map(len, words)))
         case Table():
             return total([*(room(column) for column in spec.columns.values()), Room(2, 4)]).times(spec.limit)
         case Group():

@@ -14,12 +14,14 @@ from torch import Tensor
 from fedscan.method import Message, Method, Question, State, Terms, Tree, answer, published
 from fedscan.schema import Weights
 from fedscan.site import Site, Slots, Splits, Task, first_model, seed_of
-from fedscan.spec import Number, Refused, Spec, Table, Text, brief
+from fedscan.spec import Choice, Number, Refused, Spec, Table, Text, brief, form
 from fedscan.step import Step
 
 COLUMNS: Mapping[str, Spec] = {
     "case": Text(), "subject": Text(), "site": Text(), "label": Text(), "metric": Text(), "value": Number(optional=True)
 }  # fmt: skip
+
+SPLIT = Choice(("validation", "test"))
 
 
 @dataclass(frozen=True)
@@ -137,14 +139,44 @@ class Study:
             most = max(max(self.counts[name].values()) for name in self.names)
             rows = replace(rows, limit=most * len(labels) * len(ranges))
 
-        @answer("statistics", lambda terms: {"rows": rows})
+        holds = self.method.publishes
+
+        def takes(terms: Terms) -> dict[str, Spec]:
+            return {**(holds(terms) if holds else {}), "split": SPLIT}
+
+        @answer("statistics", lambda terms: {"rows": rows}, takes if holds else None)
         def evaluate(site: Site, message: Message) -> Tree:
+            SPLIT.check(message["split"], f"the split on which {site.name} was asked to score")
             model = self.method.use(site, message).eval()
             final = message["split"] == "test"
             split = self.splits(site.name).test if final else site.validation
             return {"rows": site.task.scores(model, split, site.name, final)}
 
         return evaluate
+
+    def check_asked(self, name: str, question: str, message: Message) -> None:
+        """Raises Refused for a message that is not what the question takes, where that is declared."""
+        if question not in self._takes:
+            takes = self.questions[question].takes
+            self._takes[question] = None if takes is None else form(takes(self.terms))
+        spec = self._takes[question]
+        if spec is not None:
+            spec.check(message, f"what {name} was sent with {question!r}")
+
+    @cached_property
+    def _takes(self) -> dict[str, Spec | None]:
+        return {}
+
+    def unlike(self, name: str, message: Message) -> str:
+        """What a message lacks, or holds that is not as the study begins; empty where it is as that."""
+        state = self.start()
+        first = published(state, name)
+        known = {**state, **first, "split": ""}
+        for entry in first:
+            if entry not in message:
+                return f"lacks {entry!r}"
+        odd = (entry for entry in message if entry not in known or not alike(message[entry], known[entry]))
+        return next((f"holds {entry[:80]!r} as the study does not know it" for entry in odd), "")
 
     def start(self) -> State:
         """The server's memory before round 1."""
@@ -184,9 +216,10 @@ def respond(
         turn.site, study.task, without_test(study.splits(turn.site)), study.step, slots, apart(state),
         study.seed, turn.round, study.rounds, turn.call, key,
     )  # fmt: skip
+    study.check_asked(turn.site, question, message)
     begun, versions = time.perf_counter(), [t._version for t in tensors(state)]
     with seeded(seed_of(study.seed, *turn, "default"), slots.device):
-        reply = study.questions[question](site, message)
+        reply = answered(study, site, study.questions[question], message)
     if versions != [t._version for t in tensors(state)]:
         raise RuntimeError(f"{question} changed a tensor of its memory in place: put a new one into site.state")
     taken = slots.pointers()
@@ -217,6 +250,46 @@ class Withheld:
 def without_test(splits: Splits) -> Splits:
     """The splits that a method is handed."""
     return splits._replace(test=Withheld())
+
+
+class Received(dict[str, Any]):
+    """A message at a site. What it does not hold is refused in a sentence that begins with ``asked``."""
+
+    def __init__(self, message: Message, asked: str) -> None:
+        super().__init__(message)
+        self.asked = asked
+
+    def __missing__(self, key: str) -> NoReturn:
+        raise Refused(f"{self.asked} by a message that lacks {key!r}")
+
+
+def answered(study: Study, site: Site, question: Question, message: Message) -> Tree:
+    """The site's reply. A fault is the message's, and Refused, where nobody has vouched for that message.
+
+    Where the question declares what it takes, or the message is as the study begins, a fault is the method's own.
+    """
+    asked = f"{site.name} was asked {question.name!r}"
+    try:
+        return question(site, Received(message, asked))
+    except Refused:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as e:
+        if question.takes is None and (why := study.unlike(site.name, message)):
+            raise Refused(f"{asked} by a message that {why}, and failed at it ({type(e).__name__}: {e})"[:400]) from e
+        raise
+
+
+def alike(value: Any, known: Any) -> bool:
+    """Whether two entries are of one form: leaves of the same names, shapes and dtypes, or values of one type."""
+    if isinstance(known, Weights):
+        return isinstance(value, Weights) and value.schema == known.schema
+    if isinstance(known, Mapping):
+        return (
+            isinstance(value, Mapping)
+            and value.keys() == known.keys()
+            and all(alike(value[k], known[k]) for k in known)
+        )
+    return type(value) is type(known)
 
 
 @contextmanager
