@@ -18,6 +18,7 @@ from fedscan import trees
 from fedscan.averaging import caught_up
 from fedscan.method import State
 from fedscan.methods.registry import get
+from fedscan.methods.segnet import BY_DIVERGENCE
 from fedscan.parts.channel import sparse
 from fedscan.parts.pick import some
 from fedscan.run import Problem
@@ -103,18 +104,28 @@ def played(options: Mapping[str, Any]) -> tuple[list[State], Canned]:
     return states[1:], sites
 
 
+def check_by_hand(states: list[State], options: Mapping[str, Any]) -> None:
+    for state, shares, exact, published in zip(states, *by_hand(options), strict=True):
+        assert list(state["shares"].values()) == pytest.approx(shares.tolist(), rel=1e-5)
+        assert w(caught_up(state)) == pytest.approx(exact.tolist(), rel=1e-5)
+        assert w(state) == pytest.approx(published.tolist(), rel=1e-5)
+
+
 @pytest.mark.parametrize("aggregation", ["adaptive", "cross-scored"])
 def test_two_rounds_with_no_option_at_its_default(aggregation: str) -> None:
     entry, options = get("fedsegnet"), {**OTHER, "aggregation": aggregation}
     assert {name for name, (_, default) in entry.options.items() if options[name] == default} <= {"aggregation"}
     states, sites = played(options)
-    for state, shares, exact, published in zip(states, *by_hand(OTHER), strict=True):
-        assert list(state["shares"].values()) == pytest.approx(shares.tolist(), rel=1e-5)
-        assert w(caught_up(state)) == pytest.approx(exact.tolist(), rel=1e-5)
-        assert w(state) == pytest.approx(published.tolist(), rel=1e-5)
+    check_by_hand(states, OTHER)
     trained = [message for _, message in sites.asked if "update" not in message]
     assert ["change" in message for message in trained] == [False] * 3 + [True] * 3
     assert len({name for name, _ in sites.asked}) == 3
+
+
+def test_two_rounds_by_divergence_only() -> None:
+    options = {key: value for key, value in OTHER.items() if key not in BY_DIVERGENCE}
+    states, _ = played({**options, "aggregation": "divergence-only"})
+    check_by_hand(states, {**OTHER, "alpha": 0.0, "gamma": 0.0, "c": 0.0})
 
 
 @pytest.mark.parametrize(
