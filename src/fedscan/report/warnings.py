@@ -27,11 +27,15 @@ def warnings(record: Record) -> Iterator[str]:
 
 
 def of_runs(runs: Mapping[str, Sequence[Record]]) -> list[str]:
-    """The warnings of several methods' runs: each once, with the runs that it is of unless it is of all."""
-    found: dict[str, list[str]] = {}
+    """The warnings of several methods' runs: each once, with the methods and seeds it is of unless it is of all."""
+    found: dict[str, dict[str, list[str]]] = {}
     for name, records in runs.items():
         for record in records:
             for warning in warnings(record):
-                found.setdefault(warning, []).append(name if len(records) == 1 else f"{name} (seed {record.seed})")
-    total = sum(map(len, runs.values()))
-    return [text if len(of) == total else f"{listed(of)}: {text}" for text, of in found.items()]
+                found.setdefault(warning, {}).setdefault(name, []).append(str(record.seed))
+    said = []
+    for warning, seeds in found.items():
+        part = {name: len(of) < len(runs[name]) for name, of in seeds.items()}
+        names = [f"{name} (seed {listed(of)})" if part[name] else name for name, of in seeds.items()]
+        said.append(f"{listed(names)}: {warning}" if any(part.values()) or len(seeds) < len(runs) else warning)
+    return said
