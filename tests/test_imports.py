@@ -24,6 +24,7 @@ FLOORS = {
     "the loop": ("run",),
     "what is shown": ("report", "live"),
     "studies carried out": ("studyfile", "disk", "launch", "predict", "compare", "demo"),
+    "between hospitals": ("consortium",),
     "commands": ("cli", "__main__"),
 }
 HEIGHT = {room: height for height, rooms in enumerate(FLOORS.values()) for room in rooms}
@@ -184,6 +185,7 @@ HEAVY = (
     "typer",
     "jinja2",
     "zstandard",
+    "cryptography",
 )
 
 
