@@ -237,6 +237,7 @@ def test_every_structure_has_its_four_counts(record: Record, tmp_path: Path) -> 
         r"In both outlines +Missed by the model +Outlined by the model only +In neither +a +2 +1 +1 +1\b", text
     )
     assert sum(vars(tables.scores(record).found["lesion"]).values()) == 40
+    assert list(tables.scores(record).found) == list(record.labels)
 
 
 @pytest.mark.parametrize("method", ["fedsegnet", "local-only", "centralised"])

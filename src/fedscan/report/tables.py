@@ -322,7 +322,9 @@ def scores(record: Record) -> Scores:
         sites = [Row(s.name, [estimate(tables[m].get(s.name), m) for m in metrics]) for s in record.sites]
         mean = [_macro(of_label[m], m) for m in metrics]
         groups.append(Group(label, sites, mean))
-    return Scores([NAMES[m] for m in metrics], groups, [(NAMES[m], MEANINGS[m]) for m in metrics], detection(tested))
+    counts = detection(tested)
+    found = {label: counts[label] for label in labels if label in counts}
+    return Scores([NAMES[m] for m in metrics], groups, [(NAMES[m], MEANINGS[m]) for m in metrics], found)
 
 
 def _macro(rows: Sequence[ScoreRow], metric: str) -> Cell | None:
