@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from fedscan.cli import looking, running
+from fedscan.cli import consortium, looking, running, site
 
 app = typer.Typer(
     name="fedscan",
@@ -42,3 +42,5 @@ for command in COMMANDS:
 data = typer.Typer(help="Look at data before a study.", no_args_is_help=True, rich_markup_mode=None)
 data.command()(looking.check)
 app.add_typer(data, name="data")
+app.add_typer(consortium.app, name="consortium")
+app.add_typer(site.app, name="site")

@@ -7,4 +7,5 @@ signed    documents that only their signer can have written
 roster    the signed list of members, whose version only rises
 member    a member's folder: its key, its certificate, whom it believes
 kit       what the coordinator sends to a new member
+coordinator  the coordinator's folder: who is admitted and revoked
 """
