@@ -58,12 +58,12 @@ class Answer:
     seconds: float = 0.0
     changed: bool = True  # whether the site's memory did
 
-    def read(self) -> Tree:
-        """The reply, from memory or mapped from its file."""
+    def read(self, spec: Group | None = None) -> Tree:
+        """The reply, from memory or mapped from its file, which may announce no more than ``spec`` has room for."""
         if self.reply is not None:
             return self.reply
         assert self.file is not None
-        return wire.read_file(self.file)
+        return wire.read_file(self.file, spec)
 
 
 class Engine(Protocol):
@@ -227,7 +227,9 @@ class Recorded:
                 answer = self.engine.receive(started=True)
                 turn, row = answer.turn, self._open[answer.turn]
                 question = self.study.questions[row.question]
-                read = answer.read if self._accept(row, answer, question, self._messages[turn]) else None
+                read: Callable[[], Tree] | None = (
+                    answer.read if self._accept(row, answer, question, self._messages[turn]) else None
+                )
                 self.journal.arrive(self.round, self._position, turn)
                 self._commit_if_due()
             else:
@@ -304,8 +306,9 @@ class Recorded:
             row.status, row.why = ("absent", answer.absent) if answer.absent else ("refused", answer.refused)
         else:
             try:
-                tree = answer.read()
-                self._spec(question).check(tree, f"the answer of {row.turn.site} to {question.name}")
+                spec = self._spec(question)
+                tree = answer.read(spec)
+                spec.check(tree, f"the answer of {row.turn.site} to {question.name}")
                 row.status, row.numbers = "answered", numbers_of(tree)
                 if answer.changed:
                     self.journal.set_base(row.turn)
