@@ -53,7 +53,9 @@ def checked(
     hold_time(shown, said, identity.now_or(now))
     with refusing(f"{said} is not of the form that a consortium's root gives"):
         found = subject_of(shown.subject, "O", "OU", "CN")
-        alternatives = names_in(shown)
+        alternatives, authority = names_in(shown), may_admit(shown)
+    if authority:
+        raise Refused(f"{said} is that of an authority, which could admit others: only the root does that")
     if alternatives != [found["CN"]]:
         raise Refused(f"{said} gives other names beside it: {', '.join(n[:60] for n in alternatives) or 'none'}")
     if name is not None and found["CN"] != name:
@@ -115,11 +117,26 @@ def names_in(shown: "Certificate") -> list[str]:
     """All alternative names of a certificate."""
     from cryptography import x509
 
+    value = extension(shown, x509.SubjectAlternativeName)
+    return [] if value is None else [str(name.value) for name in value]
+
+
+def may_admit(shown: "Certificate") -> bool:
+    """Whether a certificate says that its holder may sign others."""
+    from cryptography import x509
+
+    value = extension(shown, x509.BasicConstraints)
+    return value is not None and bool(value.ca)
+
+
+def extension(shown: "Certificate", kind: Any) -> Any:
+    """An extension of a certificate, or None."""
+    from cryptography import x509
+
     try:
-        value: Any = shown.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        return shown.extensions.get_extension_for_class(kind).value
     except x509.ExtensionNotFound:
-        return []
-    return [str(name.value) for name in value]
+        return None
 
 
 __all__ = ["ROLES", "Identity", "Member", "Role", "checked"]
