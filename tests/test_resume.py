@@ -264,6 +264,8 @@ def test_a_run_is_not_overwritten_nor_mixed(tmp_path: Path) -> None:
         run(PLANS["fedavg"](), tmp_path / "a")
     with pytest.raises(Problem, match="unchanged study"):
         run(study(averaging(), hash="another"), tmp_path / "a", resume=True)
+    with pytest.raises(Problem, match="unchanged study"):  # studies without a file, and so without a hash of it
+        run(study(averaging(), seed=1), tmp_path / "a", resume=True)
 
 
 def flipped(data: bytes) -> bytes:

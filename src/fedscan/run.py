@@ -56,12 +56,12 @@ def run(
 def check_same(study: Study, journal: Journal, folder: Path) -> None:
     """Refuses to go on with a run that another study began."""
     known = journal.meta().get("study_hash")
-    if known is not None and known != study.hash:
+    if known is not None and known != study.identity:
         raise Problem(
-            f"the run in {folder} is of study {known[:12]}, and this is study {study.hash[:12]}: "
+            f"the run in {folder} is of study {known[:12]}, and this is study {study.identity[:12]}: "
             "give the unchanged study, or choose another folder"
         )
-    journal.set_meta(study_hash=study.hash)
+    journal.set_meta(study_hash=study.identity)
 
 
 def rounds(study: Study, sites: Recorded, journal: Journal, watch: Watch) -> State:

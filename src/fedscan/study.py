@@ -1,5 +1,6 @@
 """A study: one task, one method, some sites. The server and every site build it alike, from the same file."""
 
+import hashlib
 import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -98,6 +99,14 @@ class Study:
     method_name: str = "method"
     resolved: Mapping[str, Any] = field(default_factory=dict)  # the study as its file says it, defaults filled in
     hash: str = ""  # SHA-256 of the canonical form of ``resolved`` and of the numerics
+
+    @cached_property
+    def identity(self) -> str:
+        """What its run is known by: the hash of its file or, where there is none, of the plain facts it is made of."""
+        times = (sorted(self.silent.items()), sorted(self.seconds.items()))
+        facts = (self.name, self.method_name, self.names, self.step, self.rounds, self.seed, self.every, self.absent,
+                 self.threads, times, sorted(self.questions))  # fmt: skip
+        return self.hash or hashlib.sha256(repr(facts).encode()).hexdigest()
 
     @cached_property
     def terms(self) -> Terms:

@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from fedscan import __version__
 from fedscan.data.augment import Augmentation, Intensity
 from fedscan.run import Problem
 from fedscan.step import Step
@@ -124,12 +125,12 @@ class StudyFile:
         return found
 
     def numerics(self) -> dict[str, Any]:
-        """What else decides the last bits of the numbers: threads, kind of device, torch version, mode."""
+        """What else decides the last bits: threads, kind of device, versions of torch and fedscan, and the mode."""
         import torch
 
         run = self.run
         return {"threads": run.threads, "device": self.device.split(":")[0], "torch": torch.__version__,
-                "mode": run.mode}  # fmt: skip
+                "fedscan": __version__, "mode": run.mode}  # fmt: skip
 
     def canonical(self) -> dict[str, Any]:
         """What is hashed: the resolved study without where things lie, its plug-ins, and the numerics."""
