@@ -8,6 +8,7 @@ import hashlib
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from fedscan.consortium.keys import fingerprint, hold_p256, refusing
@@ -159,13 +160,21 @@ def read_certificate(text: str, what: str = "the certificate") -> "Certificate":
 
 def read_root(text: str, what: str = "the root") -> "Certificate":
     """A consortium's root certificate. Raises Refused unless it is whole: signed with its own key, P-256, SHA-256."""
-    found = read_certificate(text, what)
-    with refusing(f"{what} is not the root of a consortium, or was changed: ask for it again"):
-        hold_p256(found.public_key(), what)
+    try:
+        return _root(text)
+    except Refused as e:
+        raise Refused(f"{what} is not the root of a consortium, or was changed: ask for it again") from e
+
+
+@lru_cache(maxsize=8)  # it is asked for with every certificate and every document
+def _root(text: str) -> "Certificate":
+    found = read_certificate(text)
+    with refusing("it does not sign itself"):
+        hold_p256(found.public_key(), "it")
         found.verify_directly_issued_by(found)
-        if algorithm(found) != "sha256" or subject_of(found.subject, "O", "OU")["OU"] != "root":
-            raise ValueError("not a root")
-    return found
+        if algorithm(found) == "sha256" and subject_of(found.subject, "O", "OU")["OU"] == "root":
+            return found
+    raise Refused("it is signed otherwise, or for another purpose")
 
 
 def consortium_of(root: str) -> str:

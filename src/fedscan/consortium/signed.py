@@ -4,6 +4,7 @@ A document is a mapping with a ``kind``, so that one that was signed for one pur
 over everything else in it, the signer's certificate included.
 """
 
+import re
 import unicodedata
 from collections.abc import Mapping
 from datetime import datetime
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 PURPOSE = b"fedscan signed document 1\n"  # no other use of the key signs bytes that begin so
 MOST_BYTES = 16 << 20
+LONE = re.compile("[\ud800-\udfff]")  # halves of characters, which are no Unicode by themselves
 
 
 def canonical(document: Mapping[str, Any]) -> bytes:
@@ -52,7 +54,7 @@ def settled(node: Any, path: str, depth: int) -> Any:
 
 def hold_nfc(text: str, path: str) -> None:
     """Raises ValueError for text that is not in Unicode's form NFC, or is no Unicode at all."""
-    if not unicodedata.is_normalized("NFC", text) or any("\ud800" <= c <= "\udfff" for c in text):
+    if not (text.isascii() or (unicodedata.is_normalized("NFC", text) and not LONE.search(text))):
         raise ValueError(f"{path[:80]}: the text {text[:60]!r} is not in Unicode's form NFC and cannot be signed")
 
 
