@@ -1,9 +1,13 @@
 """Who is admitted and revoked, and that nobody can change it on the way: requests, rosters, kits and their commands."""
 
 import base64
+import contextlib
 import json
 import random
+import re
+import shlex
 import shutil
+import ssl
 import threading
 from dataclasses import replace
 from datetime import timedelta
@@ -430,6 +434,64 @@ def test_the_commands_from_beginning_to_end(fedscan: Command, tmp_path: Path) ->
     assert "a     site  revoked" in shown
     assert shown.rstrip().endswith(": left us")
     refused(fedscan("site", "import", "c/roster.json", "--folder", "s"), "the certificate of 'a' was revoked")
+
+
+def test_the_commands_of_the_page_do_what_it_says(fedscan: Command, tmp_path: Path) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "consortium.md").read_text(encoding="utf-8")
+    lines = [x for block in re.findall(r"^```sh\n(.*?)^```", page, re.S | re.M) for x in block.splitlines()]
+    assert [x.split()[1:3] for x in lines[:6]] == [
+        ["consortium", "init"], ["site", "init"], ["consortium", "admit"], ["site", "import"],
+        ["consortium", "revoke"], ["consortium", "members"],
+    ]  # fmt: skip
+    said = [fedscan(*shlex.split(x)[1:]) for x in lines[:6]]
+    assert [(s.code, s.err) for s in said] == [(0, "")] * 6
+    assert "hospital-a is a site of glioma" in said[3].out
+    assert "the machine with the key was replaced" in said[5].out
+
+
+# -- TLS -------------------------------------------------------------------------------------------------------------
+
+
+def shaken(server: Home, client: Home, called: str) -> None:
+    """A handshake of mutual TLS 1.3 in memory, in which both believe in the root. Raises ssl.SSLError."""
+    contexts = []
+    for home, side in ((server, ssl.PROTOCOL_TLS_SERVER), (client, ssl.PROTOCOL_TLS_CLIENT)):
+        context = ssl.SSLContext(side)
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        context.load_cert_chain(home.folder / "certificate.pem", home.folder / "key.pem")
+        context.load_verify_locations(cadata=home.root)
+        context.verify_mode = ssl.CERT_REQUIRED
+        contexts.append(context)
+    up, down = ssl.MemoryBIO(), ssl.MemoryBIO()
+    ends = [contexts[1].wrap_bio(down, up, server_hostname=called), contexts[0].wrap_bio(up, down, server_side=True)]
+    for _ in range(4):
+        for end in ends:
+            with contextlib.suppress(ssl.SSLWantReadError):
+                end.do_handshake()
+    with contextlib.suppress(ssl.SSLWantReadError):
+        ends[0].read()  # with TLS 1.3, what the server makes of the client comes after the handshake
+    assert [end.version() for end in ends] == ["TLSv1.3"] * 2
+
+
+def test_the_same_keys_serve_in_tls(tmp_path: Path) -> None:
+    """And a site that would pose as the coordinator is refused by TLS itself, as is another consortium's member."""
+    homes = {}
+    for name, role, world in (("lead", "coordinator", "w"), ("a", "site", "w"), ("b", "site", "v")):
+        (tmp_path / world).mkdir(exist_ok=True)
+        folder = tmp_path / world / "c"
+        if not folder.exists():
+            coordinator.found("glioma", folder)
+        home = member.begin(name, role, tmp_path / name)
+        member.take_kit(home, coordinator.admit(folder, home.folder / "request.csr", role).kit)
+        homes[name] = home
+    shaken(homes["lead"], homes["a"], "lead")
+    for server, client, called, said in (
+        ("a", "lead", "a", "(unsuitable|unsupported) certificate purpose"),
+        ("lead", "a", "a", "Hostname mismatch"),
+        ("lead", "b", "lead", "certificate verify failed|certificate signature failure"),
+    ):
+        with pytest.raises(ssl.SSLError, match=said):
+            shaken(homes[server], homes[client], called)
 
 
 def test_a_mistake_at_a_command_is_a_sentence(fedscan: Command, tmp_path: Path) -> None:
