@@ -24,6 +24,7 @@ from identities import DAY, NOW, World, loaded, private, sha1
 MINUTE = timedelta(minutes=1)
 WORLD = World()
 OTHER = World(name="other")
+KEY = private()
 TWIN = World()  # another root, under the same name
 
 
@@ -47,9 +48,13 @@ def impostors() -> dict[str, tuple[Callable[[], str], str]]:
         ),
         "for another role": (lambda: w.show(role="reader"), "is for the role 'reader', and 'site' is needed"),
         "not on the roster": (lambda: w.show(listed=False), "'a' is not on the roster"),
-        "with another name beside it": (lambda: w.show(sans=("b",)), "'a' gives other names beside it: b"),
-        "with two names": (lambda: w.show(sans=("a", "b")), "'a' gives other names beside it: a, b"),
-        "without its name for TLS": (lambda: w.show(sans=()), "'a' gives other names beside it: none"),
+        "with another name beside it": (
+            lambda: w.show(sans=("b",)),
+            "'a' gives other names than this one for TLS: 'b'",
+        ),
+        "with two names": (lambda: w.show(sans=("a", "b")), "for TLS: 'a', 'b'"),
+        "with a name that moves the cursor": (lambda: w.show(sans=("\x1b[2J",)), r"for TLS: '\x1b[2J'"),
+        "without its name for TLS": (lambda: w.show(sans=()), "for TLS: none"),
         "RSA-1024": (lambda: w.show(key=weak), "a key of the kind RSA of 1024 bits; only ECDSA over P-256"),
         "Ed25519": (lambda: w.show(key=ed25519.Ed25519PrivateKey.generate()), "a key of the kind Ed25519; only ECDSA"),
         "P-384": (lambda: w.show(key=ec.generate_private_key(ec.SECP384R1())), "a key of the kind EC of 384 bits"),
@@ -151,6 +156,14 @@ def test_what_the_root_gives_is_what_tls_asks_for() -> None:
         identity.admitted(asked, WORLD.root, WORLD.key, NOW + 3650 * DAY, NOW)
 
 
+@pytest.mark.parametrize("name", ['x"\nrole = "y', "A", "\x1b[2J", ""])
+def test_a_root_is_well_named(name: str) -> None:
+    subject = identity.named(O=name or " ", OU="root")
+    root = identity.issued(subject, subject, KEY.public_key(), KEY, NOW, NOW + DAY, ())
+    with pytest.raises(Refused, match="the root is not the root of a consortium"):
+        identity.read_root(root)
+
+
 # -- keys ------------------------------------------------------------------------------------------------------------
 
 
@@ -233,7 +246,6 @@ def test_no_private_key_leaves_its_owner(fedscan: Any, tmp_path: Path) -> None:
 # -- signed documents ------------------------------------------------------------------------------------------------
 
 
-KEY = private()
 CERTIFICATE = WORLD.show("signer", key=KEY)
 DOCUMENT = {
     "kind": "yes",

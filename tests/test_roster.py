@@ -263,14 +263,20 @@ def test_only_the_roots_key_changes_the_roster(place: Place, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     "change",
     [{"version": 0}, {"version": 1.0}, {"version": True}, {"members": 3}, {"members": [{}]}, {"written": "2026-03-01"},
-     {"consortium": "other"}, {"more": 1}, {"members": "twice"}],
+     {"consortium": "other"}, {"more": 1}, {"members": "twice"}, {"members": {"why": "without a day"}},
+     {"members": {"revoked": NOW.isoformat(), "why": "\x1b[2J"}}, {"members": {"role": "king"}},
+     {"members": {"until": "2027-01-01"}}],
     ids=str,
 )  # fmt: skip
 def test_a_roster_that_the_root_should_not_have_signed_is_refused(change: dict[str, Any], place: Place) -> None:
     place.join("a")
     document = signed.read(place.folder / "roster.json")
     unsigned = {k: v for k, v in document.items() if k not in ("signature", "signer")}
-    changed = {"members": unsigned["members"] * 2} if change == {"members": "twice"} else change
+    lines, changed = unsigned["members"], dict(change)
+    if changed.get("members") == "twice":
+        changed = {"members": lines * 2}
+    elif isinstance(changed.get("members"), dict):
+        changed = {"members": [{**lines[0], **changed["members"]}]}
     root = place.roster().root
     made = signed.sign({**unsigned, **changed}, keys.read_key(place.folder / "root.key"), root)
     with pytest.raises(Refused, match="not a roster that this version of fedscan can read"):

@@ -78,23 +78,24 @@ def revoke(
 def members(folder: EITHER, json: JSON = False) -> None:
     """List the members, and those that were revoked."""
     from fedscan.consortium import coordinator, identity, keys
+    from fedscan.consortium.roster import entries
 
     roster, now = coordinator.read(folder), identity.now_or(None)
     mark = root_mark(roster.root)
-    rows = [{**vars(m), "state": "revoked" if m.revoked else "member" if m.until > now else "ended"}
-            for m in roster.lines]  # fmt: skip
+    states = ["revoked" if m.revoked else "member" if m.until > now else "ended" for m in roster.lines]
     if json:
-        head = {"consortium": roster.consortium, "root": mark, "version": roster.version, "written": roster.written}
-        common.print_json({**head, "members": rows})
+        rows = [{**entry, "state": state} for entry, state in zip(entries(roster), states, strict=True)]
+        head = {"consortium": roster.consortium, "root": mark, "version": roster.version}
+        common.print_json({**head, "written": roster.written.isoformat(), "members": rows})
         return
     print(f"{roster.consortium}: version {roster.version} of the roster, of {identity.day(roster.written)}")
     print(f"root     {keys.spoken(mark)}\n")
-    if not rows:
+    if not roster.lines:
         print("nobody is admitted yet")
         return
     shown = [
-        (r["name"], r["role"], r["state"], identity.day(r["admitted"]), identity.day(r["until"]), r["key"][:16])
-        for r in rows
+        (m.name, m.role, state, identity.day(m.admitted), identity.day(m.until), m.key[:16])
+        for m, state in zip(roster.lines, states, strict=True)
     ]
     common.print_table(("name", "role", "state", "admitted", "until", "key"), shown)
     for member in roster.lines:

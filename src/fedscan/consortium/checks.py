@@ -57,7 +57,8 @@ def checked(
     if authority:
         raise Refused(f"{said} is that of an authority, which could admit others: only the root does that")
     if alternatives != [found["CN"]]:
-        raise Refused(f"{said} gives other names beside it: {', '.join(n[:60] for n in alternatives) or 'none'}")
+        others = ", ".join(repr(n[:60]) for n in alternatives[:9]) or "none"
+        raise Refused(f"{said} gives other names than this one for TLS: {others}")
     if name is not None and found["CN"] != name:
         raise Refused(f"{said} was shown where {name!r} was expected")
     if role is not None and found["OU"] != role:

@@ -62,9 +62,9 @@ def well_named(name: str, what: str = "a name") -> str:
 
 
 def in_role(role: str) -> Role:
-    """The role as it is. Raises Refused for one that does not exist."""
+    """The role as it is. Raises ValueError for one that does not exist."""
     if role not in ROLES:
-        raise Refused(f"there is no role {role[:60]!r}; roles are {', '.join(ROLES)}")
+        raise ValueError(f"there is no role {role[:60]!r}; roles are {', '.join(ROLES)}")
     return role
 
 
@@ -94,10 +94,9 @@ def read_request(text: str, what: str = "the request") -> Request:
     if not sound:
         raise Refused(f"{what} is not signed with the key that it asks a certificate for: it was changed on its way")
     try:
-        name = well_named(asked["CN"])
+        return Request(well_named(asked["CN"]), in_role(asked["OU"]), found.public_key())
     except ValueError as e:
         raise Refused(f"{what}: {e}") from e
-    return Request(name, in_role(asked["OU"]), found.public_key())
 
 
 def make_root(consortium: str, key: "EllipticCurvePrivateKey", now: datetime | None = None) -> str:
@@ -172,7 +171,9 @@ def _root(text: str) -> "Certificate":
     with refusing("it does not sign itself"):
         hold_p256(found.public_key(), "it")
         found.verify_directly_issued_by(found)
-        if algorithm(found) == "sha256" and subject_of(found.subject, "O", "OU")["OU"] == "root":
+        subject = subject_of(found.subject, "O", "OU")
+        well_named(subject["O"], "a consortium's name")
+        if algorithm(found) == "sha256" and subject["OU"] == "root":
             return found
     raise Refused("it is signed otherwise, or for another purpose")
 

@@ -91,9 +91,14 @@ def sealed(roster: Roster, key: "EllipticCurvePrivateKey") -> dict[str, Any]:
         "consortium": roster.consortium,
         "version": roster.version,
         "written": roster.written.isoformat(),
-        "members": [{name: told(value) for name, value in vars(member).items()} for member in roster.lines],
+        "members": entries(roster),
     }
     return signed.sign(document, key, roster.root)
+
+
+def entries(roster: Roster) -> list[dict[str, Any]]:
+    """The lines of a roster as JSON has them; moments are text (ISO 8601)."""
+    return [{name: told(value) for name, value in vars(member).items()} for member in roster.lines]
 
 
 def told(value: Any) -> Any:
@@ -128,6 +133,8 @@ def line(entry: Mapping[str, Any]) -> Member:
         raise ValueError("not a member")
     texts = {name: str(entry[name]) for name in ("certificate", "key", "serial", "why")}
     revoked = None if entry["revoked"] is None else moment(entry["revoked"])
+    if texts["why"] != ("" if revoked is None else reason(texts["why"])):
+        raise ValueError("a reason that is none")
     return Member(
         name=well_named(entry["name"]), role=in_role(entry["role"]), **texts,
         admitted=moment(entry["admitted"]), until=moment(entry["until"]), revoked=revoked,
