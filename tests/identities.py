@@ -1,5 +1,7 @@
 """A consortium to be lied to: certificates of every wrong kind, which fedscan's own code would not make."""
 
+import base64
+import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -92,6 +94,23 @@ def parts(data: bytes) -> Iterator[tuple[bytes, bytes]]:
             n = int.from_bytes(data[at + 2 : at + head])
         yield data[at : at + head + n], data[at + head : at + head + n]
         at += head + n
+
+
+def mangled(pem: str, r: random.Random) -> str:
+    """A certificate or a request with some bytes of its DER changed, lost or added; the text around it is proper."""
+    first, *lines, last = pem.splitlines()
+    data = bytearray(base64.b64decode("".join(lines)))
+    for _ in range(r.choice((1, 1, 2, 5))):
+        at, n = r.randrange(len(data)), r.randrange(1, 9)
+        match r.choice(("change", "change", "lose", "add")):
+            case "change":
+                data[at] ^= r.randrange(1, 256)
+            case "lose":
+                del data[at : at + n]
+            case _:
+                data[at:at] = r.randbytes(n)
+    body = base64.b64encode(data).decode()
+    return "\n".join([first, *(body[i : i + 64] for i in range(0, len(body), 64)), last, ""])
 
 
 def loaded(pem: bytes) -> Any:

@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import random
 import stat
 from collections.abc import Callable, Iterator
 from datetime import timedelta, timezone
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 from fedscan.consortium import identity, keys, signed
 from fedscan.consortium.checks import checked
 from fedscan.spec import Refused
-from identities import DAY, NOW, World, loaded, private, sha1
+from identities import DAY, NOW, World, loaded, mangled, private, sha1
 
 MINUTE = timedelta(minutes=1)
 WORLD = World()
@@ -154,6 +155,23 @@ def test_what_the_root_gives_is_what_tls_asks_for() -> None:
         assert given.not_valid_before_utc == NOW - 10 * MINUTE
     with pytest.raises(ValueError, match="choose fewer --days"):
         identity.admitted(asked, WORLD.root, WORLD.key, NOW + 3650 * DAY, NOW)
+
+
+@pytest.mark.filterwarnings("ignore:Parsed a serial number")
+def test_what_is_mangled_is_refused_in_a_sentence_and_nothing_else_happens() -> None:
+    good, asked, r = WORLD.show(), identity.request("a", "site", private()), random.Random(0)
+    for _ in range(700):
+        for check, text in (
+            (lambda pem: checked(pem, WORLD.root, WORLD.members, "site", "a", NOW), good),
+            (lambda pem: checked(good, pem, WORLD.members, "site", "a", NOW), WORLD.root),
+            (identity.read_request, asked),
+            (identity.read_root, WORLD.root),
+        ):
+            if (bad := mangled(text, r)) == text:
+                continue
+            with pytest.raises(Refused) as e:
+                check(bad)
+            assert str(e.value).isprintable()
 
 
 @pytest.mark.parametrize("name", ['x"\nrole = "y', "A", "\x1b[2J", ""])

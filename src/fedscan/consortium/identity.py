@@ -23,6 +23,14 @@ ROLES: tuple[Role, ...] = get_args(Role)
 NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 TOLERANCE = timedelta(minutes=10)  # by which clocks of honest machines may differ
 ROOT_DAYS = 3650
+PARSED_LATE = (
+    "subject",
+    "issuer",
+    "extensions",
+    "signature_hash_algorithm",
+    "not_valid_before_utc",
+    "not_valid_after_utc",
+)
 
 
 @dataclass(frozen=True)
@@ -154,6 +162,9 @@ def read_certificate(text: str, what: str = "the certificate") -> "Certificate":
         found = x509.load_pem_x509_certificate(text.encode("ascii"))
         if pem(found) != text:
             raise ValueError("other text stands around it")
+        for part in PARSED_LATE:
+            getattr(found, part)
+        found.public_key()
     return found
 
 
