@@ -33,7 +33,7 @@ def in_a_closure(method: Method) -> Method:
 
 
 def in_a_global(method: Method) -> Method:
-    """Half of the round before is added again: momentum whose buffer is a variable of the module."""
+    """A tenth of the round before is added again: momentum whose buffer is a variable of the module."""
 
     def init(model: nn.Module, names: tuple[str, ...]) -> State:
         LAST.clear()
@@ -43,7 +43,7 @@ def in_a_global(method: Method) -> Method:
         after = method.round(sites, state)
         before: Weights = LAST["server"] if "server" in LAST else state["weights"]
         LAST["server"] = state["weights"]
-        return {**after, "weights": trees.add(after["weights"], trees.sub(state["weights"], before), 0.5)}
+        return {**after, "weights": trees.add(after["weights"], trees.sub(state["weights"], before), 0.1)}
 
     return replace(method, init=init, round=round)
 
