@@ -54,7 +54,6 @@ def make_key(path: Path) -> "EllipticCurvePrivateKey":
     partial.unlink(missing_ok=True)
     handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)  # private from its first byte on
     with os.fdopen(handle, "wb") as file:
-        os.fchmod(handle, 0o600)
         file.write(pem)
         file.flush()
         os.fsync(handle)
