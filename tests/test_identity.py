@@ -195,7 +195,10 @@ def bare_umask() -> Iterator[None]:
 @pytest.mark.usefixtures("bare_umask")
 def test_a_key_is_its_owners_alone(tmp_path: Path) -> None:
     folder = tmp_path / "a"
+    folder.mkdir(mode=0o755)  # an empty folder that is there may be used, and is closed to others
     keys.make_folder(folder)
+    keys.make_folder(tmp_path / "b" / "c")
+    assert stat.S_IMODE((tmp_path / "b" / "c").stat().st_mode) == 0o700
     made = keys.make_key(folder / "key.pem")
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert stat.S_IMODE((folder / "key.pem").stat().st_mode) == 0o600
