@@ -1,10 +1,11 @@
-"""A consortium to be lied to: certificates of every wrong kind, which fedscan's own code would not make."""
+"""A consortium, and one to be lied to: certificates of every wrong kind, which fedscan's own code would not make."""
 
 import base64
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 from cryptography import x509
@@ -12,9 +13,11 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 
-from fedscan.consortium import identity
+from fedscan.consortium import coordinator, identity, member, roster
 from fedscan.consortium.checks import Member
+from fedscan.consortium.coordinator import Admission
 from fedscan.consortium.keys import fingerprint
+from fedscan.consortium.member import Home
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 DAY = timedelta(days=1)
@@ -116,3 +119,25 @@ def mangled(pem: str, r: random.Random) -> str:
 def loaded(pem: bytes) -> Any:
     """The private key in a PEM text."""
     return load_pem_private_key(pem, None)
+
+
+class Place:
+    """A consortium and its members' folders, at a fixed time."""
+
+    def __init__(self, root: Path, name: str = "glioma") -> None:
+        self.root, self.folder = root, root / "c"
+        coordinator.found(name, self.folder, NOW)
+
+    def ask(self, name: str, role: str = "site", at: str | None = None) -> Home:
+        return member.begin(name, role, self.root / "homes" / (at or name))
+
+    def admit(self, home: Home, **more: Any) -> Admission:
+        return coordinator.admit(self.folder, home.folder / "request.csr", **{"role": home.role, "now": NOW, **more})
+
+    def join(self, name: str) -> Home:
+        home = self.ask(name)
+        member.take_kit(home, self.admit(home).kit, now=NOW)
+        return member.read(home.folder)
+
+    def roster(self) -> roster.Roster:
+        return coordinator.read(self.folder)
