@@ -27,12 +27,13 @@ from fedscan.engines.local import Local
 from fedscan.method import Absent, Message, Method, Question, Replies, State, Tree, published
 from fedscan.methods.registry import Entry, get, methods
 from fedscan.parts.channel import Channel
+from fedscan.respond import respond
 from fedscan.run import Watch, run
 from fedscan.schema import Kind, Weights
 from fedscan.site import Site, Splits, copy_of
 from fedscan.spec import Refused
 from fedscan.step import Step
-from fedscan.study import Study, Turn, respond
+from fedscan.study import Study, Turn
 
 
 class Asked(NamedTuple):

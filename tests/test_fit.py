@@ -13,12 +13,13 @@ from torch import Tensor, nn
 import toy
 from fedscan.averaging import averaging
 from fedscan.method import Message, Method, Sites, State, Tree, answer, receive
+from fedscan.respond import respond, seeded
 from fedscan.run import run
 from fedscan.schema import Kind, Weights, schema_of
 from fedscan.site import Batch, Site, Splits, copy_of, fit, load
 from fedscan.spec import Leaves, Number, Refused
 from fedscan.step import Step, load_moments
-from fedscan.study import Turn, respond, seeded
+from fedscan.study import Turn
 from toy import NAMES, Toy, same
 
 torch.set_num_threads(1)

@@ -18,7 +18,7 @@ FLOORS = {
     "a hospital's side": ("step", "site"),
     "what is learned, and from what": ("models", "tasks", "data"),
     "the conversation": ("method", "parts", "averaging"),
-    "the methods and the study": ("methods", "study"),
+    "the methods and the study": ("methods", "study", "respond"),
     "the record": ("memory", "ledger", "journal", "recorded", "trust", "statistics"),
     "engines": ("engines",),
     "the loop": ("run",),
@@ -28,7 +28,7 @@ FLOORS = {
     "commands": ("cli", "__main__"),
 }
 HEIGHT = {room: height for height, rooms in enumerate(FLOORS.values()) for room in rooms}
-BLIND = {"method", "parts", "averaging", "methods", "study", "recorded", "engines", "run"}  # to models, tasks and data
+BLIND = {"method", "parts", "averaging", "methods", "study", "respond", "recorded", "engines", "run"}  # to models, tasks and data
 
 FORBIDDEN_MODULES = {
     "pickle",

@@ -14,9 +14,10 @@ import toy
 from fedscan import wire
 from fedscan.averaging import averaging
 from fedscan.memory import Damaged, Receipt, SiteDisk
+from fedscan.respond import respond
 from fedscan.schema import Kind, Weights
 from fedscan.site import seed_of
-from fedscan.study import Turn, respond
+from fedscan.study import Turn
 from toy import same
 
 torch.set_num_threads(1)

@@ -13,10 +13,11 @@ from contract import Desk
 from fedscan.method import published
 from fedscan.methods.registry import get
 from fedscan.parts.norms import own_or_measured
+from fedscan.respond import respond
 from fedscan.schema import Kind, weights_of
 from fedscan.site import Splits, copy_of
 from fedscan.step import Step
-from fedscan.study import Turn, respond
+from fedscan.study import Turn
 from test_equations import gradient, linear_study
 
 torch.set_num_threads(1)

@@ -9,9 +9,10 @@ from fedscan.averaging import averaging
 from fedscan.engines.local import Local
 from fedscan.method import Message, Method, Tree, answer, just_weights
 from fedscan.parts.share import NORMS, without
+from fedscan.respond import respond, unchanged
 from fedscan.run import run
 from fedscan.site import Site
-from fedscan.study import Turn, respond, unchanged
+from fedscan.study import Turn
 from test_resume import rows
 from toy import same, study
 

@@ -29,13 +29,14 @@ from fedscan.parts.around import Around
 from fedscan.parts.channel import sparse
 from fedscan.parts.weigh import equally
 from fedscan.recorded import Answer, Letter
+from fedscan.respond import respond
 from fedscan.run import Problem, run
 from fedscan.schema import Weights, weights_of
 from fedscan.secret import BLOCK, Secret
 from fedscan.site import Site, load, seed_of
 from fedscan.spec import Leaves, Maybe, Refused, room
 from fedscan.step import Step
-from fedscan.study import Scores, Study, Turn, respond
+from fedscan.study import Scores, Study, Turn
 from fedscan.studyfile import build, read_cases
 from fedscan.studyfile import load as load_study
 from fedscan.tasks.segmentation import Segmentation

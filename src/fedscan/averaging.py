@@ -13,6 +13,7 @@ from fedscan.method import (
     Message,
     Method,
     Privacy,
+    Question,
     Replies,
     Sites,
     State,
@@ -174,25 +175,8 @@ def averaging(
     takes    what else than the model and numbers the round sends to ``train``
     """
 
-    model_in, update_out = model_spec(share, down), update_spec(share, channel, reports, moments)
-
-    def learn_takes(terms: Terms) -> dict[str, Spec]:
-        some = {k: spec for k, spec in update_out(terms).items() if k == "optimizer"}
-        return {**model_in(terms), **{k: Maybe(spec) for k, spec in some.items()}, **takes}
-
-    @answer(privacy, update_out, learn_takes)
-    def learn(site: Site, message: Message) -> Tree:
-        x = arrived(site, message, down)
-        model = receive(site, {**message, "weights": x})
-        report = train(site, model, message)
-        after, travels = weights_of(model), share(model)
-        if len(travels) < len(after):
-            site.state["own"] = copy_of(model).only(after.keys() - travels)
-        update = trees.sub(after, x)
-        sent, rest = channel.encode(update, site.state.get("rest"), site.stream("channel"))
-        if rest is not None:
-            site.state["rest"] = rest
-        return {**leaving(report, travels), "cases": site.cases, "update": sent}
+    model_in = model_spec(share, down)
+    learn = learning(train, share, channel, down, reports, takes, privacy, moments)
 
     def init(model: nn.Module, names: tuple[str, ...]) -> State:
         weights = copy_of(model).only(share(model))
@@ -217,6 +201,40 @@ def averaging(
         return use(site, {**message, "weights": arrived(site, message, down)})
 
     return Method(init, round, answers=(learn,), use=use if down is whole else predictor, publishes=model_in)
+
+
+def learning(
+    train: Train,
+    share: Share,
+    channel: Channel,
+    down: Channel,
+    reports: Mapping[str, Spec],
+    takes: Mapping[str, Spec],
+    privacy: Privacy,
+    moments: bool,
+) -> Question:
+    """The question of ``averaging``: train the model that came, and send what changed of it, coded."""
+    model_in, update_out = model_spec(share, down), update_spec(share, channel, reports, moments)
+
+    def learn_takes(terms: Terms) -> dict[str, Spec]:
+        back = {k: Maybe(spec) for k, spec in update_out(terms).items() if k == "optimizer"}
+        return {**model_in(terms), **back, **takes}
+
+    @answer(privacy, update_out, learn_takes)
+    def learn(site: Site, message: Message) -> Tree:
+        x = arrived(site, message, down)
+        model = receive(site, {**message, "weights": x})
+        report = train(site, model, message)
+        after, travels = weights_of(model), share(model)
+        if len(travels) < len(after):
+            site.state["own"] = copy_of(model).only(after.keys() - travels)
+        update = trees.sub(after, x)
+        sent, rest = channel.encode(update, site.state.get("rest"), site.stream("channel"))
+        if rest is not None:
+            site.state["rest"] = rest
+        return {**leaving(report, travels), "cases": site.cases, "update": sent}
+
+    return learn
 
 
 def caught_up(state: State) -> State:

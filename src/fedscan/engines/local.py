@@ -14,9 +14,10 @@ import torch
 from fedscan import wire
 from fedscan.memory import Base, Event, Receipt, SiteDisk, nothing
 from fedscan.recorded import Answer, Letter
+from fedscan.respond import respond, unchanged
 from fedscan.schema import Weights
 from fedscan.spec import Refused
-from fedscan.study import Study, Turn, respond, unchanged
+from fedscan.study import Study, Turn
 from fedscan.wire import Parcel
 
 MEMORY_BYTES = 64 << 20  # of site memories held live; beyond it they are read back from disk
