@@ -77,6 +77,16 @@ def rows(folder: Path) -> list[Any]:
     return found
 
 
+def answered(folder: Path) -> set[str]:
+    """The turns whose answers are committed in a folder, as the events of their computation are named."""
+    if not (folder / "journal.sqlite").exists():
+        return set()
+    db = sqlite3.connect(folder / "journal.sqlite")
+    found = db.execute("SELECT round, call, site FROM turns WHERE answered != ''").fetchall()
+    db.close()
+    return {f"computed {round}.{call}.{site}" for round, call, site in found}
+
+
 def remembering() -> Method:
     """FedBN: its norm layers are the site's memory."""
     return averaging(share=without(*NORMS))
@@ -123,7 +133,10 @@ PLANS: dict[str, Callable[[], Study]] = {
 }
 
 
-@pytest.mark.parametrize("commit_seconds", [0.0, 5.0], ids=["each-answer", "each-round"])
+@pytest.mark.parametrize(
+    "commit_seconds",
+    [pytest.param(0.0, id="each-answer"), pytest.param(5.0, id="each-round", marks=pytest.mark.slow)],
+)
 @pytest.mark.parametrize("plan", PLANS)
 def test_killed_at_every_event(plan: str, commit_seconds: float, tmp_path: Path) -> None:
     whole = Watch()
@@ -134,11 +147,12 @@ def test_killed_at_every_event(plan: str, commit_seconds: float, tmp_path: Path)
         folder = tmp_path / str(k)
         with pytest.raises(Killed):
             go(PLANS[plan](), folder, Watch(k), commit_seconds=commit_seconds)
-        after = Watch()
+        after, kept = Watch(), answered(folder)
         state = go(PLANS[plan](), folder, after, resume=True, commit_seconds=commit_seconds)
         assert same(state, expected), f"killed at event {k}: other numbers"
         assert rows(folder) == ledger, f"killed at event {k}: another ledger"
         assert max(after.computed.values(), default=0) <= 1
+        assert not kept & after.computed.keys(), f"killed at event {k}: a committed turn was computed again"
         shutil.rmtree(folder)
 
 
@@ -210,11 +224,7 @@ def test_a_committed_turn_is_not_computed_again(tmp_path: Path) -> None:
     first = Watch(before.seen // 2)
     with pytest.raises(Killed):
         go(PLANS["memory"](), tmp_path / "cut", first)
-    db = sqlite3.connect(tmp_path / "cut" / "journal.sqlite")
-    kept = {
-        f"computed {r}.{c}.{s}" for r, c, s in db.execute("SELECT round, call, site FROM turns WHERE answered != ''")
-    }
-    db.close()
+    kept = answered(tmp_path / "cut")
     go(PLANS["memory"](), tmp_path / "cut", after, resume=True)
     assert kept
     assert not kept & set(after.computed)
