@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from fedscan.cli import consortium, looking, running, site
+from fedscan.cli import agreeing, consortium, looking, running
 
 app = typer.Typer(
     name="fedscan",
@@ -43,4 +43,4 @@ data = typer.Typer(help="Look at data before a study.", no_args_is_help=True, ri
 data.command()(looking.check)
 app.add_typer(data, name="data")
 app.add_typer(consortium.app, name="consortium")
-app.add_typer(site.app, name="site")
+app.add_typer(agreeing.app, name="site")
