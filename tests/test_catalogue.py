@@ -1,6 +1,8 @@
 """What a hospital registers, what of it may be shown outside, and the commands by which it agrees, end to end."""
 
 import json
+import re
+import shlex
 import shutil
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -13,6 +15,7 @@ from commands import Command
 from fedscan.consortium import catalogue
 from fedscan.consortium.catalogue import Catalogue, Item, identifier, read, register, secret_of, shown
 from fedscan.consortium.member import Home
+from fedscan.consortium.policy import Policy
 from fedscan.data.manifest import read_manifest
 from fedscan.run import Problem
 from fedscan.spec import Refused
@@ -216,3 +219,20 @@ def test_a_kept_study_that_was_changed_is_refused(fedscan: Command, east: Home, 
     assert (said.code, "gone.toml" in said.err) == (2, True)
     said = fedscan("site", "policy", "--folder", "nowhere")
     assert (said.code, "is not a member's folder" in said.err) == (2, True)
+
+
+def test_the_commands_of_the_page_do_what_it_says(fedscan: Command, tmp_path: Path) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "consortium.md").read_text(encoding="utf-8")
+    agreed = page[page.index("## What a hospital agrees to") :]
+    block = re.search(r"^```sh\n(.*?)^```", agreed, re.S | re.M)
+    assert block
+    write_scans(tmp_path / "scans", ("hospital-a",), 30, side=8)
+    study = STUDY.format(method="fedavg", more="epochs = 2\n").replace("[16, 16, 16]", "[8, 8, 8]")
+    (tmp_path / "study.toml").write_text(study)
+    shutil.move(consortium(tmp_path / "homes", "hospital-a", now=datetime.now(UTC))["hospital-a"].folder, tmp_path)
+    said = [fedscan(*shlex.split(line.replace("2027", "2127"))[1:]) for line in block[1].splitlines()]
+    assert [(s.code, s.err) for s in said] == [(0, "")] * 5
+    assert "approved  by hospital-a on" in said[-1].out
+    for key in re.findall(r"^\| `(\w+\.\w+)` \|", agreed, re.M)[:8]:
+        table, name = key.split(".")
+        assert name in Policy().model_dump()[table], key
