@@ -95,6 +95,20 @@ def test_the_rehearsal_counts_what_a_run_asks(name: str, tmp_path: Path) -> None
     assert played.steps == steps
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "passed"),
+    [
+        ("fedavg", {}, set()), ("scaffold", {}, set()), ("comed", {}, set()), ("fedsegnet", {}, set()),
+        ("fedsegnet", {"aggregation": "cross-scored"}, {"learn"}), ("cwt", {}, {"train_on"}),
+        ("local-only", {}, {"train_on"}), ("ensemble", {}, {"train_on"}),
+    ],
+)  # fmt: skip
+def test_who_sees_an_answer_is_found(name: str, options: dict[str, Any], passed: set[str]) -> None:
+    """Cross-scored changes, a model on its tour, and models that are scored or vote elsewhere: to other hospitals."""
+    step = Step(lr=0.05, batch=16, moments=methods()[name].card.moments)
+    assert rehearse(toy.study(methods()[name].make(options), step=step), "cairo", 8).passed == passed
+
+
 def test_a_method_that_asks_more_often_is_caught(tmp_path: Path) -> None:
     """A positive control: a fault planted in the method shows in the rehearsal."""
     entry = methods()["fedavg"].make()
@@ -151,6 +165,8 @@ def test_the_page_says_it_in_words(scans: Path) -> None:
     judged = words(asked(study(scans, "fedsegnet", "method.aggregation=cross-scored")))
     assert "Asked twice a round, in 2 rounds." in judged
     assert "and about" in judged  # what judges are sent is not declared
+    assert judged.count("YOUR ANSWER IS PASSED ON TO OTHER HOSPITALS AS IT CAME.") == 1
+    assert "PASSED ON" not in page
 
 
 def test_it_survives_json(scans: Path) -> None:

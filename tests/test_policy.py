@@ -38,6 +38,12 @@ def test_the_default_that_is_written_is_the_default_that_holds(tmp_path: Path) -
         ('[answers]\nquestions = ["fedavg:learn"]', ASKS, 40, "The question fedavg:evaluate is not among those"),
         ('[answers]\nquestions = ["scaffold:learn", "*:evaluate"]', ASKS, 40, "The question fedavg:learn is not among"),
         ('[leaves]\nmost_telling = "weights"', ASKS, 40, "Statistics would leave with 'evaluate', and the policy lets"),
+        (
+            "",
+            replace(ASKS, questions=(replace(LEARN, passed=True),)),
+            40,
+            "to 'learn' would be passed on to other hosp",
+        ),
         ("[answers]\nleast_steps = 31", ASKS, 40, "30 optimiser steps stand behind an answer to 'learn', and the"),
         ("", replace(ASKS, questions=(replace(LEARN, steps=None),)), 40, "behind an answer to 'learn' is not known"),
         ("[leaves]\nlargest_message_mb = 3.9", replace(ASKS, questions=(replace(LEARN, down=0),)), 40, "An answer to"),

@@ -51,6 +51,7 @@ class Question:
     up        bytes of an answer at most;  down: bytes of a message at most, or where ``declared`` is not so, about
     times     how often a round asks at most;  rounds: in how many rounds;  last: how often once more, at the end
     steps     optimiser steps behind an answer; None: not known
+    passed    whether answers are sent to other hospitals as they came
     """
 
     name: str
@@ -64,6 +65,7 @@ class Question:
     rounds: int
     last: int = 0
     steps: int | None = None
+    passed: bool = False
 
 
 @dataclass(frozen=True)
@@ -197,6 +199,7 @@ def asked(file: StudyFile, study: Study, code: Code, played: Played, hospital: H
     about = Question(
         code.name, code.privacy, parts(gives, letters), carries_weights(gives.entries), up, down,
         code.takes is not None, played.times.get(code.name, 0), file.rounds, steps=played.steps.get(code.name),
+        passed=code.name in played.passed,
     )  # fmt: skip
     if code.name != study.evaluate.name:
         return about
@@ -219,10 +222,11 @@ def sent(file: StudyFile, study: Study, code: Code) -> int:
     from fedscan.methods.registry import get
 
     message = published(study.start(), study.names[0])
+    if code.name == study.evaluate.name:
+        return pack(message).nbytes
     some = message["weights"]
     schema: Schema = (some if isinstance(some, Weights) else next(iter(some.values()))).schema
-    told = get(file.method).card.down(schema, file.method_options)
-    return max(told, pack(message).nbytes)
+    return get(file.method).card.down(schema, file.method_options)
 
 
 def flattened(tree: Mapping[str, Any], above: str = "") -> list[tuple[str, Any]]:

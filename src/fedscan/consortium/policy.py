@@ -36,6 +36,7 @@ windows = []               # when questions are answered, as in ["Mon-Fri 18:00-
 [leaves]
 most_telling = "statistics"  # what may leave at most: nothing < weights < statistics < prototypes < features
                              # < predictions < images. Scores of single cases, which every study asks, are statistics
+to_other_hospitals = false # whether your answers may be passed on to other hospitals as they came
 largest_message_mb = 500   # of one question or one answer, in megabytes (1,000,000 bytes)
 smallest_group = 5         # patients behind a number that is shown outside; may be raised, and not be below 5
 """
@@ -70,6 +71,7 @@ class Leaves(Table):
     """What may leave this hospital, by class and by size, and how small a group a number may tell of."""
 
     most_telling: Privacy = "statistics"
+    to_other_hospitals: bool = False
     largest_message_mb: Annotated[float, Field(gt=0)] = 500
     smallest_group: Annotated[int, Field(ge=5)] = 5
 
@@ -166,6 +168,9 @@ def of_question(policy: Policy, method: str, question: Question) -> list[str]:
     if PRIVACY.index(question.privacy) > PRIVACY.index(leaves.most_telling):
         found.append(f"{question.privacy.capitalize()} would leave with {name!r}, and the policy lets no more leave "
                      f"than {leaves.most_telling}.")  # fmt: skip
+    if question.passed and not leaves.to_other_hospitals:
+        found.append(f"Your answers to {name!r} would be passed on to other hospitals as they came, and the policy "
+                     "does not allow that.")  # fmt: skip
     if question.weights and rules.least_steps > 1:
         if question.steps is None:
             found.append(f"How many optimiser steps stand behind an answer to {name!r} is not known, and the policy "
@@ -196,6 +201,7 @@ def explained(policy: Policy) -> list[str]:
         f"At least {rules.least_cases} cases, and {rules.least_steps} optimiser steps behind an answer with weights.",
         f"Answers are given {' and '.join(rules.windows) if rules.windows else 'at any time'}.",
         f"What may leave at most: {leaves.most_telling}{stays}.",
+        f"Your answers may {'' if leaves.to_other_hospitals else 'not '}be passed on to other hospitals as they came.",
         f"A message or an answer has at most {leaves.largest_message_mb:g} MB.",
         f"A number that is shown outside tells of at least {leaves.smallest_group} patients.",
     ]

@@ -1,4 +1,4 @@
-"""How often a method asks, and how many steps stand behind an answer: found by playing it, on made-up numbers.
+"""How often a method asks, how many steps stand behind an answer, and who sees it: found by playing it.
 
 What a page says of a method may be out of date; what its code does is not. So its rounds are run here with a network of
 a hundred numbers and images of noise, by the questions and steps of the real study.
@@ -13,11 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedscan.method import Message, Question, Replies, State, Tree
+from fedscan.method import Message, Question, Replies, Tree, published
 from fedscan.respond import respond
+from fedscan.schema import Weights
 from fedscan.site import Batch, Rows, Splits, seed_of
 from fedscan.step import Step
 from fedscan.study import Study, Turn
+from fedscan.wire import pack
 
 ROUNDS = 2  # the second is with what the first has left behind
 CASES = 500  # beyond these, more steps are not counted: no policy asks for as many
@@ -64,12 +66,12 @@ class Noise:
 
 
 class Images:
-    """So many images of 4 x 4 numbers of noise, of two classes."""
+    """So many images of 4 x 4 numbers of noise, of two classes; others for each site."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, site: str) -> None:
         self.names: Sequence[str] = [f"case {i}" for i in range(count)]
         self.subjects: Sequence[str] = self.names
-        self.x = torch.randn(count, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+        self.x = torch.randn(count, 1, 4, 4, generator=torch.Generator().manual_seed(seed_of(site)))
         self.y = torch.arange(count) % 2
 
     def __len__(self) -> int:
@@ -93,6 +95,8 @@ class Table:
     who: str  # whose steps are looked at
     counts: Counter[tuple[int, str, str]] = field(default_factory=Counter)  # by round, site and question
     steps: dict[str, int] = field(default_factory=dict)  # the fewest that an answer has reported, by question
+    said: dict[str, set[tuple[str, str]]] = field(default_factory=dict)  # by digest: which sites to which question
+    passed: set[str] = field(default_factory=set)  # questions whose answers went to other sites as they came
     round: int = 0
 
     def __post_init__(self) -> None:
@@ -108,14 +112,24 @@ class Table:
         return Replies({name: partial(dict, reply) for name, reply in made.items()}, resident=True)
 
     def answer(self, question: Question, name: str, message: Message) -> Tree:
+        self.look(name, message)
         turn = Turn(self.round, self.counts.total(), name)
         self.counts[self.round, name, question.name] += 1
         reply, self.memory[name], _ = respond(
             self.study, self.slots, turn, question.name, message, self.memory[name], lambda: bytes(32)
         )
+        for digest in digests(reply):
+            self.said.setdefault(digest, set()).add((name, question.name))
         if name == self.who and isinstance(steps := reply.get("steps"), int):
             self.steps[question.name] = min(steps, self.steps.get(question.name, steps))
         return reply
+
+    def look(self, name: str, message: Message) -> None:
+        """Notes whose answers a message to ``name`` holds, other than its own."""
+        for digest in digests(message):
+            of = self.said.get(digest, set())
+            if name not in {site for site, _ in of}:
+                self.passed |= {question for _, question in of}
 
     def start(self, question: Question, messages: Mapping[str, Message]) -> None:
         self.started += [(name, self.answer(question, name, messages[name])) for name in sorted(messages)]
@@ -141,11 +155,13 @@ class Played:
     times    how often a round asks one site a question at most, by the question's name
     steps    the fewest optimiser steps behind an answer, by question; those that report none are not in it
     own      whether sites have models of their own, which are scored at all others at the end
+    passed   questions whose answers are sent to other sites as they came, arrays and all
     """
 
     times: Mapping[str, int]
     steps: Mapping[str, int]
     own: bool
+    passed: frozenset[str]
 
 
 def rehearse(study: Study, who: str, cases: int) -> Played:
@@ -154,19 +170,29 @@ def rehearse(study: Study, who: str, cases: int) -> Played:
     Raises whatever the method raises on a task of two classes of noise.
     """
     step: Step = replace(study.step, compile=False, precision="float32", lr=1e-3)
-    few, many = Images(2), Images(max(1, min(cases, CASES)))
-    splits = {name: Splits(many if name == who else few, few, few) for name in study.names}
+    splits = {}
+    for name in study.names:
+        few = Images(2, name)
+        splits[name] = Splits(Images(max(1, min(cases, CASES)), name) if name == who else few, few, few)
     task = Noise(list(study.task.networks))
     small = Study(task, study.method, study.names, splits.__getitem__, step, rounds=ROUNDS, every=0)
     table, state = Table(small, who), small.start()
     for table.round in range(1, ROUNDS + 1):
         state = study.method.round(table, state)
+    own = "for" in state
+    for name in study.names:  # what is published is sent to be scored; of models of their own, to everybody else too
+        for other in study.names if own else (name,):
+            table.look(name, published(state, other))
     times: Counter[str] = Counter()
     for (_, _, question), count in table.counts.items():
         times[question] = max(times[question], count)
-    return Played(dict(times), dict(table.steps), has_own(state))
+    return Played(dict(times), dict(table.steps), own, frozenset(table.passed))
 
 
-def has_own(state: State) -> bool:
-    """Whether the server holds a model for each site."""
-    return "for" in state
+def digests(tree: Any) -> Iterator[str]:
+    """The SHA-256 of each set of weights and each tensor in a message or an answer."""
+    if isinstance(tree, Weights | Tensor):
+        yield pack({"": tree}).digest
+    elif isinstance(tree, Mapping):
+        for value in tree.values():
+            yield from digests(value)

@@ -31,6 +31,7 @@ def words(asks: Asks) -> str:
         f"{asks.coordinator} asks {asks.hospital} to take part, {with_}.",
         f"Task: {asks.task} of {', '.join(asks.labels) or 'what the labels mark'}, by the network {asks.model!r}.",
         f"Method: {asks.title} ({asks.method}). Its card says what travels: {asks.travels}.",
+        "(P stands for how many numbers the network has.)",
         f"Rounds: {asks.rounds}. Your cases that can be used: {asks.cases}; the scans and label maps stay with you.",
         f"The most telling class of data that would leave: {asks.privacy}.",
         "",
@@ -51,6 +52,8 @@ def of_question(method: str, question: Question) -> Iterator[str]:
     about = "at most" if question.declared else "about"
     yield f"    An answer has at most {size(question.up)}; you are sent {about} {size(question.down)}."
     yield f"    Asked {how_often(question)}."
+    if question.passed:
+        yield "    YOUR ANSWER IS PASSED ON TO OTHER HOSPITALS AS IT CAME."
     if question.steps is not None:
         yield f"    About {question.steps} optimiser steps on your cases stand behind an answer."
 
@@ -121,6 +124,10 @@ def of_questions(old: Asks, new: Asks) -> list[str]:
             for key in holds
             if key in held and held[key] != holds[key]
         ]
+        if is_.passed and not was.passed:
+            found.append(f"answers to {name!r} would be passed on to other hospitals as they come, and were not before")
+        if was.passed and not is_.passed:
+            found.append(f"answers to {name!r} are passed on to other hospitals no more")
         if (was.times, was.last) != (is_.times, is_.last):
             found.append(f"{name!r} is asked {how_often(is_)}, and was {how_often(was)}")
         if was.steps != is_.steps and is_.steps is not None:
