@@ -23,7 +23,7 @@ from torch import Tensor
 from fedscan.schema import Kind, Leaf, Schema, Weights
 
 SMALL = 1 << 15  # entries: smaller leaves are folded many in one call
-BLOCK = 1 << 19  # entries: one block of a running mean, 2 MiB, stays in the cores' caches while all trees pass
+BLOCK = 1 << 20  # entries: one block of a running mean, 4 MiB, stays in the caches while all trees pass
 CHUNK = 1 << 14  # entries: below the size from which torch splits a sum over threads, which would change its bits
 
 

@@ -123,5 +123,6 @@ def quiet_while(show: Any) -> Callable[[str, int, int], None]:
 
 def where(**paths: Path | str) -> None:
     """Where things lie, at the end of a command."""
+    width = max(8, *(len(name) + 2 for name in paths))
     for name, path in paths.items():
-        print(f"{name:<8}{path}")
+        print(f"{name:<{width}}{path}")

@@ -110,8 +110,11 @@ def called(shown: "Certificate") -> str:
     """What a certificate calls its holder, in quotes, shortened."""
     from cryptography.x509.oid import NameOID
 
-    found = shown.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
-    return repr(str(found[0].value)[:60]) if found else repr(shown.subject.rfc4514_string()[:60])
+    try:
+        found = shown.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+        return repr(str(found[0].value)[:60]) if found else repr(shown.subject.rfc4514_string()[:60])
+    except ValueError:
+        return "a name that cannot be read"
 
 
 def names_in(shown: "Certificate") -> list[str]:
