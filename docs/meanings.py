@@ -158,10 +158,10 @@ METHOD = {
     "clients": "hospitals per round, drawn anew each round; all, where nothing is said",
     ("fedavg", "weights"): "a hospital counts by its training cases, or all count the same",
     "mu": "strength of the pull towards the model that was received; 0 is FedAvg",
-    "stragglers": "the share of a round's hospitals, drawn anew, that do only a part of their work; the paper has 0, 0.5 "
-    "and 0.9",
-    "work": "the part of the local epochs that a hospital does in every round, as `Alder = 0.25`; all, where nothing is "
-    "said",
+    "stragglers": "the share of a round's hospitals, drawn anew, that do only a part of their work; "
+    "the paper has 0, 0.5 and 0.9",
+    "work": "the part of the local epochs that a hospital does in every round, as `Alder = 0.25`; "
+    "all, where nothing is said",
     "unit": "whether a part of the work is rounded up to whole epochs, as in the paper, or to batches",
     "late": "whether the part that stragglers did is kept, or they are left out, as the paper's FedAvg does",
     "norms": "which normalisation layers stay at home: all, or batch normalisation alone, of which the paper speaks",
@@ -186,7 +186,7 @@ METHOD = {
     "cosine": "whether divergence also looks at the direction of an update",
     "w_min": "the least share a hospital may have",
     "w_max": "the largest share a hospital may have",
-    "ema": "how much of the last round's share is kept; 0 for none",
+    "ema": "how much of the share that it had when it last took part is kept; 0 for none",
     "fraction": "of each parameter's entries that are sent up, largest first; 1 for all; `{ above = 0.001 }` for those "
     "of a larger magnitude, be they many or none",
     "bits": "of each value sent up; 32 for no rounding",

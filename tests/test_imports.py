@@ -28,7 +28,8 @@ FLOORS = {
     "commands": ("cli", "__main__"),
 }
 HEIGHT = {room: height for height, rooms in enumerate(FLOORS.values()) for room in rooms}
-BLIND = {"method", "parts", "averaging", "methods", "study", "respond", "recorded", "engines", "run"}  # to models, tasks and data
+# To models, tasks and data:
+BLIND = {"method", "parts", "averaging", "methods", "study", "respond", "recorded", "engines", "run"}
 
 FORBIDDEN_MODULES = {
     "pickle",
