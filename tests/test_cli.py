@@ -4,8 +4,10 @@ import csv
 import json
 import re
 import shutil
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -409,3 +411,20 @@ def test_a_run_that_learned_nothing_says_so(fedscan: Command, tmp_path: Path) ->
     assert nothing in said.out
     assert "HD95 pooled (mm)" in said.out.splitlines()[0]
     assert (tmp_path / "c" / "scores.csv").stat().st_size > 0
+
+
+def test_a_ledger_that_was_changed_is_found(fedscan: Command, done: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(done / "run", tmp_path / "run")
+    sound = fedscan("ledger", run, "--verify")
+    assert sound.code == 0
+    assert "are as they were sealed." in sound.out
+    seal = json.loads(fedscan("ledger", run, "--verify", "--json").out)[0]["seal"]
+    assert seal == read_record(run).seal
+    assert fedscan("ledger", run, "--verify", "--seal", seal).code == 0
+    assert "it was cut, or made anew" in fedscan("ledger", run, "--verify", "--seal", "0" * 64).err
+    with closing(sqlite3.connect(run / "journal.sqlite")) as db:
+        db.execute("UPDATE scores SET value = value + 0.01 WHERE round = 1 AND value IS NOT NULL")
+        db.commit()
+    changed = fedscan("ledger", run, "--verify")
+    assert changed.code == 2
+    assert "is not as it was sealed: the score 1 validation" in changed.err

@@ -19,7 +19,7 @@ FLOORS = {
     "what is learned, and from what": ("models", "tasks", "data"),
     "the conversation": ("method", "parts", "averaging"),
     "the methods and the study": ("methods", "study", "respond"),
-    "the record": ("memory", "ledger", "journal", "recorded", "trust", "statistics"),
+    "the record": ("memory", "ledger", "chain", "journal", "recorded", "trust", "statistics"),
     "engines": ("engines",),
     "the loop": ("run",),
     "what is shown": ("report", "live"),

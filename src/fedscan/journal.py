@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedscan import wire
+from fedscan import chain, wire
 from fedscan.ledger import ScoreRow
 from fedscan.memory import Base, Damaged, Event, nothing, read_sound
 from fedscan.study import Turn
@@ -84,8 +84,8 @@ class Journal:
         self.db = sqlite3.connect(folder / "journal.sqlite", isolation_level=None)
         self.db.execute("PRAGMA journal_mode = WAL")
         self.db.execute(f"PRAGMA synchronous = {'FULL' if durable else 'OFF'}")
-        if not self.db.execute("SELECT 1 FROM sqlite_master WHERE name = 'scores'").fetchone():
-            self.db.executescript(TABLES)
+        if not self.db.execute("SELECT 1 FROM sqlite_master WHERE name = 'seals'").fetchone():
+            self.db.executescript(TABLES + chain.TABLE)
         self.db.execute("BEGIN IMMEDIATE")
         head = self.db.execute("SELECT round, finished FROM head").fetchone()
         self.head: int | None = head[0] if head else None
@@ -223,6 +223,7 @@ class Journal:
         )
         self.db.execute("UPDATE turns SET file = '' WHERE file != ''")
         self.db.execute("REPLACE INTO head VALUES (1, ?, ?, ?)", (round, parcel.digest, int(finished)))
+        chain.seal(self.db, round, parcel.digest, finished)
         self.commit()
         self.head, self.finished = round, finished
         self.event(f"head moved {round}")

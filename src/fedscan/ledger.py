@@ -103,6 +103,7 @@ class Record:
     seconds: float
     notes: tuple[str, ...] = ()  # what a reader must know first: simulated scanners, a site that was silent, ...
     travels: str = ""  # which leaves travel and which stay at home, in one sentence
+    seal: str = ""  # of the last round: it stands for all that is recorded up to there
 
 
 def read_record(folder: Path, beside: Mapping[str, Path] | None = None) -> Record:
@@ -117,6 +118,8 @@ def read_record(folder: Path, beside: Mapping[str, Path] | None = None) -> Recor
         head = (db.execute("SELECT round FROM head").fetchone() or (0,))[0]
         turns = read_turns(db)
         scores = read_scores(db, meta)
+        sealed = db.execute("SELECT 1 FROM sqlite_master WHERE name = 'seals'").fetchone()
+        seal = db.execute("SELECT seal FROM seals ORDER BY round DESC LIMIT 1").fetchone() if sealed else None
     study = json.loads(meta["study"])
     return Record(
         name=study["name"],
@@ -138,6 +141,7 @@ def read_record(folder: Path, beside: Mapping[str, Path] | None = None) -> Recor
         seconds=float(meta.get("seconds", 0)),
         notes=tuple(json.loads(meta["notes"])),
         travels=meta["travels"],
+        seal=seal[0] if seal else "",
     )
 
 

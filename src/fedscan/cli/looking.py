@@ -197,10 +197,17 @@ def by_axis(spacing: tuple[float, ...]) -> str:
 
 def ledger(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")],
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Check that nothing was changed since it was recorded.")
+    ] = False,
+    seal: Annotated[str, typer.Option(help="With --verify: a seal that was noted before, as from the report.")] = "",
     by: Annotated[Literal["site", "round", "question"], typer.Option(help="One line for each of these.")] = "site",
     json: JSON = False,
 ) -> None:
     """Show what was asked, what was answered, and what travelled; by site, how many cases were used, too."""
+    if verify:
+        check_seals(run, seal, json)
+        return
     from contextlib import closing
     from json import loads
 
@@ -239,6 +246,26 @@ def ledger(
     counts = COUNTS[:3] if by == "site" else ()
     heads = (by, *(c.replace("_", " ") for c in counts), "answered", "refused", "absent", "down", "up", "seconds")
     common.print_table((*heads, "what left"), [line(row) for row in rows])
+
+
+def check_seals(run: Path, kept: str, json: bool) -> None:
+    """Reads a record again, and says whether it is as it was sealed."""
+    from contextlib import closing
+    from dataclasses import asdict
+
+    from fedscan.chain import verified
+    from fedscan.ledger import opened
+    from fedscan.run import Problem
+
+    with closing(opened(run)) as db:
+        found = verified(db, kept)
+    if json:
+        common.print_json([asdict(found)])
+    if found.fault:
+        raise Problem(f"the record in {run} is not as it was sealed: {found.fault}")
+    if not json:
+        print(f"{found.rows} rows of {found.rounds} rounds are as they were sealed.")
+        common.where(seal=found.seal)
 
 
 def counted(row: dict[str, Any]) -> dict[str, Any]:

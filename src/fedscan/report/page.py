@@ -183,6 +183,8 @@ def _reproduce(record: Record) -> Iterator[tuple[str, str]]:
     yield "Seed", str(record.seed)
     yield "Rounds", str(record.rounds)
     yield "Hash of the study", record.study_hash
+    if record.seal:
+        yield "Seal of the record", record.seal
     yield "Time taken", duration(record.seconds)
     for name, version in record.versions.items():
         yield f"Version of {name}", version
