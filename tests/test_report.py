@@ -108,8 +108,9 @@ def test_hostile_names_are_text_and_nothing_else(record: Record, page: Path, tmp
         ([-0.24, 0.16, -0.24, 0.16, -0.24, 0.16], tables.UNCLEAR),  # -0.04, sd 0.22: the interval includes 0
         ([-0.015, -0.014, -0.016, -0.015, -0.014, -0.016], tables.UNCLEAR),  # sure, but within 0.02
         ([-0.02] * 6, tables.UNCLEAR),  # exactly 0.02 is not more than 0.02
-        ([-0.2, 0.1], tables.HARMED),  # fewer than five patients: the difference alone
-        ([0.03], tables.HELPED),
+        ([-0.2, 0.1], tables.UNCLEAR),  # two patients: an interval from -1 to 1
+        ([-0.2, -0.19, -0.21], tables.HARMED),  # three can be enough, where all lose alike
+        ([-0.3], tables.UNKNOWN),  # one patient has no interval
         ([None, None, None, None, None, None], tables.UNKNOWN),
     ],
 )
@@ -119,7 +120,9 @@ def test_verdicts_follow_the_printed_rule(changes: list[float | None], verdict: 
     (gain,) = tables.gains(small(alone, ours))
     assert gain.verdict == verdict
     if verdict == tables.UNKNOWN:
-        assert gain.text == "There is no test case that both models scored."
+        one = any(change is not None for change in changes)
+        said = "Of one patient nothing can be said." if one else "There is no test case that both models scored."
+        assert gain.text.endswith(said)
 
 
 def test_a_gain_is_paired_and_says_what_it_left_out() -> None:
@@ -128,7 +131,7 @@ def test_a_gain_is_paired_and_says_what_it_left_out() -> None:
     assert gain.difference.mean == pytest.approx((0.1 + 0.2 + 0.0) / 3)
     assert (gain.difference.used, gain.difference.total, gain.difference.undefined) == (3, 5, 2)
     assert "2 scores of 5 undefined" in gain.text
-    assert "judged by the difference alone" in gain.text
+    assert "The interval includes 0, so this may be chance." in gain.text
 
 
 def test_a_chance_finding_is_called_one() -> None:

@@ -9,15 +9,13 @@ from fedscan.report.words import MEANINGS, NAMES, Cell, estimate, interval, numb
 from fedscan.statistics import Detection, Summary, by_site, detection, macro, micro, worst
 
 MARGIN = 0.02  # a change of Dice below this is no clear change
-FEW = 5  # patients; below, an interval says little, and the difference alone decides
 HELPED, UNCLEAR, HARMED, UNKNOWN = "helped", "no clear change", "harmed", "cannot be said"
 
 RULE = (
     f"Each patient's Dice in the federation is compared with the same patient's Dice of the hospital's own model. A "
     f"hospital is harmed where the mean difference is below −{MARGIN} and its 95 % interval excludes 0; helped where "
-    f"it is above +{MARGIN} and the interval excludes 0; otherwise there is no clear change. With fewer than {FEW} "
-    f"patients the interval says little and the difference alone decides. A harmed hospital should keep its own model, "
-    f"or a personalised one."
+    f"it is above +{MARGIN} and the interval excludes 0; otherwise there is no clear change. Of one patient nothing "
+    f"can be said. A harmed hospital should keep its own model, or a personalised one."
 )
 COUNTING = (
     "A patient's Dice is the mean over its structures. Intervals are 95 % intervals of the mean over patients "
@@ -139,12 +137,11 @@ def differences(a: Iterable[ScoreRow], b: Iterable[ScoreRow], metric: str = "dic
 
 def judge(difference: Summary | None) -> str:
     """Helped, harmed, no clear change, or cannot be said, by the rule that the page prints (``RULE``)."""
-    if difference is None or difference.mean is None:
+    if difference is None or difference.mean is None or difference.low is None or difference.high is None:
         return UNKNOWN
-    few = difference.subjects < FEW
-    if difference.mean > MARGIN and (few or (difference.low is not None and difference.low > 0)):
+    if difference.mean > MARGIN and difference.low > 0:
         return HELPED
-    if difference.mean < -MARGIN and (few or (difference.high is not None and difference.high < 0)):
+    if difference.mean < -MARGIN and difference.high < 0:
         return HARMED
     return UNCLEAR
 
@@ -176,8 +173,8 @@ def _sentence(before: Summary | None, after: Summary | None, change: Summary | N
     )
     if change.undefined:
         text += f" {plural(change.undefined, 'score')} of {change.total} undefined and left out."
-    if change.subjects < FEW:
-        return f"{text} So few patients: judged by the difference alone."
+    if verdict == UNKNOWN:
+        return f"{text} Of one patient nothing can be said."
     if verdict == UNCLEAR and abs(change.mean) > MARGIN:
         return f"{text} The interval includes 0, so this may be chance."
     return text
