@@ -81,8 +81,8 @@ def test_results_become_the_table(tmp_path: Path, bench: Any) -> None:
     assert cells[0]["seeds"] == "2"
     assert cells[0]["macro Dice [95 %]"].startswith("0.700 [")  # (0.8 + 0.6) / 2
     assert cells[0]["worst hospital"] == "0.600 (b)"
-    assert cells[0]["minus FedSegNet [95 %]"] == "–"
-    assert cells[1]["minus FedSegNet [95 %]"].startswith("−0.050 [")
+    assert cells[0]["difference from FedSegNet, by patient [95 %]"] == "–"
+    assert cells[1]["difference from FedSegNet, by patient [95 %]"].startswith("−0.050 [")
     assert cells[1]["p (Holm)"] == "1.000"
     assert cells[1]["MB up + down per round"] == "1.00 + 4.00"
     assert cells[2]["seeds"] == "not measured"
