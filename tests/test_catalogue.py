@@ -224,14 +224,14 @@ def test_a_kept_study_that_was_changed_is_refused(fedscan: Command, east: Home, 
 def test_the_commands_of_the_page_do_what_it_says(fedscan: Command, tmp_path: Path) -> None:
     page = (Path(__file__).parents[1] / "docs" / "consortium.md").read_text(encoding="utf-8")
     agreed = page[page.index("## What a hospital agrees to") :]
-    block = re.search(r"^```sh\n(.*?)^```", agreed, re.S | re.M)
-    assert block
+    told = page[page.index("## In ten minutes") : page.index("## Who can be what")] + agreed
+    lines = [x for block in re.findall(r"^```sh\n(.*?)^```", told, re.S | re.M) for x in block.splitlines()]
     write_scans(tmp_path / "scans", ("hospital-a",), 30, side=8)
     study = STUDY.format(method="fedavg", more="epochs = 2\n").replace("[16, 16, 16]", "[8, 8, 8]")
     (tmp_path / "study.toml").write_text(study)
-    shutil.move(consortium(tmp_path / "homes", "hospital-a", now=datetime.now(UTC))["hospital-a"].folder, tmp_path)
-    said = [fedscan(*shlex.split(line.replace("2027", "2127"))[1:]) for line in block[1].splitlines()]
-    assert [(s.code, s.err) for s in said] == [(0, "")] * 5
+    said = [fedscan(*shlex.split(line.replace("2027", "2127"))[1:]) for line in lines]
+    assert [(s.code, s.err) for s in said] == [(0, "")] * 13
+    assert "desk asks hospital-a to take part" in said[-3].out
     assert "approved  by hospital-a on" in said[-1].out
     for key in re.findall(r"^\| `(\w+\.\w+)` \|", agreed, re.M)[:9]:
         table, name = key.split(".")

@@ -315,15 +315,17 @@ def test_the_commands_from_beginning_to_end(fedscan: Command, tmp_path: Path) ->
 
 def test_the_commands_of_the_page_do_what_it_says(fedscan: Command, tmp_path: Path) -> None:
     page = (Path(__file__).parents[1] / "docs" / "consortium.md").read_text(encoding="utf-8")
-    lines = [x for block in re.findall(r"^```sh\n(.*?)^```", page, re.S | re.M) for x in block.splitlines()]
-    assert [x.split()[1:3] for x in lines[:6]] == [
+    lines = [x for block in re.findall(r"^```sh\n(.*?)^```", page, re.S | re.M) for x in block.splitlines()][:10]
+    assert [x.split()[1:3] for x in lines] == [
         ["consortium", "init"], ["site", "init"], ["consortium", "admit"], ["site", "import"],
+        ["site", "init"], ["consortium", "admit"], ["site", "import"], ["site", "import"],
         ["consortium", "revoke"], ["consortium", "members"],
     ]  # fmt: skip
-    said = [fedscan(*shlex.split(x)[1:]) for x in lines[:6]]
-    assert [(s.code, s.err) for s in said] == [(0, "")] * 6
+    said = [fedscan(*shlex.split(x)[1:]) for x in lines]
+    assert [(s.code, s.err) for s in said] == [(0, "")] * 10
     assert "hospital-a is a site of glioma" in said[3].out
-    assert "the machine with the key was replaced" in said[5].out
+    assert "desk is a coordinator of glioma" in said[6].out
+    assert "the machine with the key was replaced" in said[9].out
 
 
 def test_a_mistake_at_a_command_is_a_sentence(fedscan: Command, tmp_path: Path) -> None:
