@@ -104,7 +104,7 @@ def test_the_record_of_a_run(done: Path) -> None:
     dice = 2 * ((east.prediction == 1) & (east.reference == 1)).sum() / (east.prediction.sum() + east.reference.sum())
     assert dice == pytest.approx(east.dice)
     assert east.spacing == (2.0, 1.0, 1.0)
-    assert "32 parameters travel (20 of normalisation layers); nothing stays at each site." in record.travels
+    assert "32 arrays of weights travel (22,310 numbers), and nothing of the network stays" in record.travels
     assert record.versions["torch"] == torch.__version__.split("+")[0] or "+" in record.versions["torch"]
 
 

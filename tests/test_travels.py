@@ -17,14 +17,21 @@ torch.set_num_threads(1)
     ("method", "norm", "said"),
     [
         # Three levels down and two up, two blocks each: 10 convolutions and 10 norms of scale and shift; the head.
-        ("fedavg", "instance", "32 parameters travel (20 of normalisation layers); nothing stays at each site."),
-        ("fedavg", "batch", "32 parameters and 20 statistics and 10 counters travel (50 of normalisation layers);"),
+        # 27 (1*4 + 4*4 + 4*8 + 8*8 + 8*16 + 16*16 + 24*8 + 8*8 + 12*4 + 4*4) and 4*2 + 2 of the head are 22,150
+        # numbers; the norms have 80 channels with a scale and a shift, and a mean, a variance and 10 counters.
+        (
+            "fedavg",
+            "instance",
+            "32 arrays of weights travel (22,310 numbers), and nothing of the network stays at the sites.",
+        ),
+        ("fedavg", "batch", "32 arrays of weights and 20 running statistics and 10 counters travel (22,480 numbers)"),
         (
             "fedbn",
             "batch",
-            "12 parameters travel (0 of normalisation layers); 20 parameters and 20 statistics and 10 counters "
-            "(50 of them of normalisation layers) stay at each site.",
+            "12 arrays of weights travel (22,150 numbers); 20 arrays of weights and 20 running statistics and 10 "
+            "counters stay at each site, 50 of them of normalisation layers.",
         ),
+        ("local-only", "instance", "Nothing is shared; a model travels only so that it can be scored"),
     ],
 )
 def test_it_is_said_before_the_first_round(tmp_path: Path, method: str, norm: str, said: str) -> None:

@@ -24,7 +24,7 @@ from fedscan.method import State
 from fedscan.parts.share import said
 from fedscan.recorded import Engine
 from fedscan.run import Problem, Watch, run
-from fedscan.schema import Weights, schema_of
+from fedscan.schema import Weights
 from fedscan.study import Study
 from fedscan.studyfile import Cases, StudyFile, build, devices, read_cases, try_out
 from fedscan.studyfile.cases import Tell, cache_folder, fingerprint, silent
@@ -220,8 +220,9 @@ def hold_to_study(file: StudyFile, known: dict[str, str], folder: Path, how: How
         raise Problem(f"the run in {folder} is of another study ({changed}): give that study, or choose another --out")
     before, now = json.loads(known["numerics"]), file.numerics()
     if before != now and not how.numerics:
-        said = ", ".join(f"{k} was {before[k]} and is {now[k]}" for k in before if before[k] != now[k])
-        raise Problem(f"the run in {folder} would go on with other numerics ({said}); add --other-numerics to allow it")
+        unlike = [key for key in sorted(before | now) if before.get(key) != now.get(key)]
+        text = ", ".join(f"{key} was {before.get(key, 'unknown')} and is {now.get(key, 'unknown')}" for key in unlike)
+        raise Problem(f"the run in {folder} would go on with other numerics ({text}); add --other-numerics to allow it")
 
 
 def noted(file: StudyFile, known: dict[str, str]) -> list[str]:
@@ -272,16 +273,12 @@ def versions() -> dict[str, str]:
 
 
 def travels(file: StudyFile, study: Study) -> str:
-    """Which leaves travel and which stay, counted on what the server would publish, and the method's own words."""
+    """Which arrays travel and which stay, counted on what the server would publish; of what is no federation, why."""
     from fedscan.methods.registry import get
+    from fedscan.report.tables import OWN
 
-    card = get(file.method).card
-    names = study.travelling
-    entries = sum(leaf.numel for name, leaf in schema_of(study.terms.model).items() if name in names)
-    return (
-        f"{said(study.terms.model, lambda model: names)} Normalisation: {card.normalisation}. "
-        f"P = {entries:,} entries; {card.travels}."
-    )
+    card, names = get(file.method).card, study.travelling
+    return card.differs if file.method in OWN else said(study.terms.model, lambda model: names)
 
 
 def add_seconds(folder: Path, seconds: float) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from fedscan.schema import Kind, kinds_of
+from fedscan.schema import Kind, kinds_of, schema_of
 
 Share = Callable[[nn.Module], frozenset[str]]
 
@@ -39,15 +39,23 @@ def leaves_of(model: nn.Module, layers: tuple[type[nn.Module], ...]) -> frozense
     return frozenset(found)
 
 
+WORDS = {  # for one leaf, and for several
+    Kind.PARAMETER: ("array of weights", "arrays of weights"),
+    Kind.STATISTIC: ("running statistic", "running statistics"),
+    Kind.COUNTER: ("counter", "counters"),
+}
+
+
 def said(model: nn.Module, share: Share) -> str:
     """What travels and what stays, in one sentence that a hospital can read."""
-    kinds, travels, norm = kinds_of(model), share(model), leaves_of(model, NORMS)
+    kinds, travels, norm, leaves = kinds_of(model), share(model), leaves_of(model, NORMS), schema_of(model)
 
     def count(names: frozenset[str]) -> str:
-        by_kind = {kind: sum(kinds[n] == kind for n in names) for kind in Kind}
-        words = [f"{n} {kind}{'s' if n > 1 else ''}" for kind, n in by_kind.items() if n]
-        return " and ".join(words) if words else "nothing"
+        by_kind = {kind: sum(kinds[name] == kind for name in names) for kind in Kind}
+        return " and ".join(f"{n} {WORDS[kind][n > 1]}" for kind, n in by_kind.items() if n)
 
-    stays = frozenset(kinds) - travels
-    home = f"{count(stays)} ({len(stays & norm)} of them of normalisation layers) stay" if stays else "nothing stays"
-    return f"{count(travels)} travel ({len(travels & norm)} of normalisation layers); {home} at each site."
+    stays, numbers = frozenset(kinds) - travels, sum(leaves[name].numel for name in travels)
+    sent = f"{count(travels)} travel ({numbers:,} numbers)" if travels else "Nothing travels"
+    if not stays:
+        return f"{sent}, and nothing of the network stays at the sites."
+    return f"{sent}; {count(stays)} stay at each site, {len(stays & norm)} of them of normalisation layers."
