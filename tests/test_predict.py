@@ -134,3 +134,13 @@ def test_where_layers_stay_at_sites_one_must_be_named(tmp_path: Path) -> None:
     with pytest.raises(Problem, match="choose one with --site: east, west"):
         predict(tmp_path / "run", scans, tmp_path / "seg.nii")
     assert predict(tmp_path / "run", scans, tmp_path / "seg.nii", site="west").exists()
+
+
+def test_where_all_share_one_model_a_site_is_refused(tmp_path: Path) -> None:
+    """Whoever names a hospital believes that its model is another than the next one's."""
+    launch(load(write_study(tmp_path), ["train.rounds=1"]), tmp_path / "run", How(report=False, cache=tmp_path / "c"))
+    scans, out = [str(tmp_path / "scans" / "east0_t1.nii")], tmp_path / "seg.nii"
+    with pytest.raises(Problem, match="--site east: all sites predict with the same model here; leave --site out"):
+        predict(tmp_path / "run", scans, out, site="east")
+    assert not out.exists()
+    assert predict(tmp_path / "run", scans, out).exists()

@@ -81,8 +81,9 @@ def predict(
     ``scans`` are NIfTI files, one for each sequence of the study in its order, or one 4D file that holds them all, or
     "sequence=file" where some are missing. The label map lies on the voxels and the affine of the first scan, in the
     values of the label files.
-    ``site`` chooses whose model, where sites have their own. ``device`` is that of the run, where nothing is said and
-    this machine has it; else what "auto" stands for. Raises Problem or ValueError for what does not fit.
+    ``site`` chooses whose model, where sites have their own, and is refused elsewhere. ``device`` is that of the run,
+    where nothing is said and this machine has it; else what "auto" stands for. Raises Problem or ValueError for what
+    does not fit.
     """
     if not out.name.endswith((".nii", ".nii.gz")):
         raise Problem(f"-o {out}: a name that ends in .nii or .nii.gz was meant")
@@ -108,12 +109,14 @@ def predict(
 
 
 def chosen(run: Run, study: Study, site: str | None) -> str:
-    """Whose model is used. Where every site has its own, or a part of its own, one must be named."""
+    """Whose model is used. Where every site has its own, or a part of its own, one must be named, and else none."""
     if site is not None and site not in run.names:
         raise Problem(f"--site {site}: the run has the sites {', '.join(run.names)}")
     own = "for" in run.state or study.travelling < study.terms.model.state_dict().keys()
     if site is None and own and len(run.names) > 1:
         raise Problem(f"every site has layers of its own here; choose one with --site: {', '.join(run.names)}")
+    if site is not None and not own:
+        raise Problem(f"--site {site}: all sites predict with the same model here; leave --site out")
     return site or run.names[0]
 
 
