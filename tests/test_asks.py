@@ -20,7 +20,7 @@ from fedscan.ledger import read_record
 from fedscan.methods.registry import methods
 from fedscan.run import Problem, run
 from fedscan.schema import Kind, Leaf
-from fedscan.spec import Array, Blob, Cases, Choice, Group, Leaves, Maybe, Number, Table, Text
+from fedscan.spec import Array, Blob, Cases, Choice, Group, Leaves, Maybe, Number, Table, Text, carries_weights
 from fedscan.step import Step
 from fedscan.studyfile import StudyFile, load
 from tinystudy import write_scans, write_study
@@ -141,8 +141,8 @@ def test_the_largest_that_fits_is_no_larger_than_is_said() -> None:
     group.check(full, "it")
     said, real = leaving.most(group), wire.pack(full).nbytes
     assert real <= said <= 1.05 * real
-    assert leaving.carries_weights(group.entries)
-    assert not leaving.carries_weights({"rows": rows, "n": Cases(), "some": Maybe(Text())})
+    assert carries_weights(group.entries)
+    assert not carries_weights({"rows": rows, "n": Cases(), "some": Maybe(Text())})
 
 
 def test_the_page_says_it_in_words(scans: Path) -> None:

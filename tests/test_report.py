@@ -290,7 +290,7 @@ def test_what_spoils_every_number_is_said_first(record: Record, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("classes", "first", "calm"),
     [
-        (["weights", "statistics"], "No images or labels left a hospital.", True),
+        (["weights", "statistics"], "No message from a hospital held images or labels.", True),
         (["weights", "features"], "No image left a hospital, but inner features of scans did", False),
         (["predictions"], "No image left a hospital, but predictions for cases did", False),
         (["weights", "images", "images"], "Images left hospitals, in 2 messages.", False),
@@ -301,18 +301,30 @@ def test_what_left_is_said_by_the_rows_alone(record: Record, classes: list[str],
     said = turns.privacy(replace(record, turns=tuple(turn("A", r, c) for r, c in enumerate(classes))))
     assert said.lines[0].startswith(first)
     assert said.calm == calm
-    assert any("No images or labels" in line for line in said.lines) == calm
+    assert any("held images or labels" in line for line in said.lines) == calm
 
 
 def test_weights_beside_numbers_are_not_passed_over(record: Record) -> None:
-    """FedSegNet's answers are of the class "statistics", and hold weights."""
-    said = turns.privacy(replace(record, turns=(turn("A", 1, "statistics"),))).lines
-    assert "summary numbers and scores, with or without weights (1 message)" in said[1]
-    assert any("Weights are learned from scans" in line for line in said)
+    """FedSegNet's answers are of the class "statistics", and hold weights; those to "evaluate" hold none."""
+    learn = replace(turn("A", 1, "statistics"), question="learn")
     scores = replace(turn("A", 1, "statistics"), question="evaluate")
-    said = turns.privacy(replace(record, turns=(scores,))).lines
+    both = replace(record, turns=(learn, scores, scores), weighty=("learn",))
+    said = turns.privacy(both).lines
+    assert "What left: model weights, and scores and summary numbers (1 message); scores and summary" in said[2]
+    assert [q.privacy for q in turns.traffic(both).questions] == [
+        "model weights, and scores and summary numbers", "scores and summary numbers"
+    ]  # fmt: skip
+    assert any("Weights are learned from scans" in line for line in said)
+    said = turns.privacy(replace(both, turns=(scores,))).lines
     assert not any("Weights are learned from scans" in line for line in said)
     assert any("names of case and patient" in line for line in said)
+
+
+def test_the_page_says_that_it_shows_scans_itself(record: Record) -> None:
+    itself = "This page itself shows slices of scans (section 4): share it accordingly."
+    for some in (record.turns, ()):
+        assert turns.privacy(replace(record, turns=some)).lines[1] == itself
+        assert itself not in turns.privacy(replace(record, turns=some, overlays=())).lines
 
 
 def test_images_that_were_not_sent_did_not_leave(record: Record) -> None:

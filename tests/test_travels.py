@@ -1,14 +1,17 @@
-"""What travels is said at the start of a run, counted on the network itself."""
+"""What travels is said at the start of a run, counted on the network itself, and in its record."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from commands import Command
 from fedscan.launch import How, launch
-from fedscan.studyfile import load
-from tinystudy import write_study
+from fedscan.ledger import read_record
+from fedscan.studyfile import load, read_cases
+from tinystudy import write_scans, write_study
 
 torch.set_num_threads(1)
 
@@ -41,3 +44,25 @@ def test_it_is_said_before_the_first_round(tmp_path: Path, method: str, norm: st
     kinds = [what for what, _ in heard]
     assert kinds.index("travels") < kinds.index("round")
     assert dict(heard)["travels"].startswith(said)
+
+
+def test_weights_are_said_to_leave_with_what_is_more_telling(fedscan: Command, tmp_path: Path) -> None:
+    """FedSegNet's ``learn`` is of the class "statistics" and holds weights; those who judge send scores only."""
+    file = load(write_study(tmp_path, "fedsegnet"), ["method.aggregation=cross-scored", "train.rounds=1"])
+    launch(file, tmp_path / "run", How(report=False, cache=tmp_path / "cache"))
+    rows = json.loads(fedscan("ledger", "run", "--by", "question", "--json").out)
+    assert {row["question"]: row["privacy"] for row in rows} == {
+        "learn": ["statistics", "weights"], "judge": ["statistics"], "evaluate": ["statistics"],
+    }  # fmt: skip
+    assert "statistics, weights" in fedscan("ledger", "run").out
+    assert read_record(tmp_path / "run").weighty == ("learn",)
+
+
+@pytest.mark.parametrize(("method", "sites", "said"), [
+    ("fedavg", ("east",), True), ("local-only", ("east",), False), ("fedavg", ("east", "west"), False),
+])  # fmt: skip
+def test_one_hospital_is_no_federation(tmp_path: Path, method: str, sites: tuple[str, ...], said: bool) -> None:
+    write_scans(tmp_path / "scans", sites, 5, side=8)
+    study = load(write_study(tmp_path, method), ["data.grid=[8, 8, 8]"])
+    notes = read_cases(study, tmp_path / "cache").notes
+    assert any("so nothing is federated here" in note for note in notes) == said

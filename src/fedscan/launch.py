@@ -25,6 +25,7 @@ from fedscan.parts.share import said
 from fedscan.recorded import Engine
 from fedscan.run import Problem, Watch, run
 from fedscan.schema import Weights
+from fedscan.spec import carries_weights
 from fedscan.study import Study
 from fedscan.studyfile import Cases, StudyFile, build, devices, read_cases, try_out
 from fedscan.studyfile.cases import Tell, cache_folder, fingerprint, silent
@@ -182,6 +183,7 @@ def describe(file: StudyFile, cases: Cases, study: Study, folder: Path, how: How
         meta = {
             "study": file.resolved(), "plain_hash": plain_hash(file), "numerics": file.numerics(), "facts": facts,
             "sites": [asdict(row) for row in cases.rows], "labels": named(cases), "versions": versions(),
+            "weighty": [n for n, q in study.questions.items() if carries_weights(q.gives(study.terms).entries)],
             "names": list(study.names), "notes": notes, "travels": travels(file, study), "command": how.command,
         }  # fmt: skip
         if known:

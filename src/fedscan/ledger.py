@@ -5,7 +5,7 @@ Everything that shows a run (report, tables, audit) reads a ``Record`` and nothi
 
 import json
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,6 +14,8 @@ from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
+
+WEIGHTY = ("learn", "train_on")  # in a record that does not say which answers hold weights
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,7 @@ class Record:
     seconds: float
     notes: tuple[str, ...] = ()  # what a reader must know first: simulated scanners, a site that was silent, ...
     travels: str = ""  # which leaves travel and which stay at home, in one sentence
+    weighty: tuple[str, ...] = WEIGHTY  # the questions whose answers hold weights, whatever more telling is in them
     seal: str = ""  # of the last round: it stands for all that is recorded up to there
 
 
@@ -141,6 +144,7 @@ def read_record(folder: Path, beside: Mapping[str, Path] | None = None) -> Recor
         seconds=float(meta.get("seconds", 0)),
         notes=tuple(json.loads(meta["notes"])),
         travels=meta["travels"],
+        weighty=read_weighty(meta),
         seal=seal[0] if seal else "",
     )
 
@@ -180,6 +184,16 @@ def read_turns(db: sqlite3.Connection) -> tuple[TurnRow, ...]:
         " ORDER BY round, call, site"
     )
     return tuple(TurnRow(*(*row[:-1], json.loads(row[-1]))) for row in rows)
+
+
+def read_weighty(meta: Mapping[str, str]) -> tuple[str, ...]:
+    """The questions whose answers may hold weights, as they were declared."""
+    return tuple(json.loads(meta["weighty"])) if "weighty" in meta else WEIGHTY
+
+
+def classes(turn: TurnRow, weighty: Collection[str]) -> tuple[str, ...]:
+    """All classes of data in an answer: weights, where its question is one of ``weighty``, and the most telling."""
+    return ("weights", turn.privacy) if turn.question in weighty and turn.privacy != "weights" else (turn.privacy,)
 
 
 def read_scores(db: sqlite3.Connection, meta: Mapping[str, str]) -> tuple[ScoreRow, ...]:

@@ -247,6 +247,20 @@ def total(rooms: Iterable[Room]) -> Room:
     return Room(nodes, nbytes)
 
 
+def carries_weights(specs: Mapping[str, Spec] | Iterable[Spec]) -> bool:
+    """Whether what fits these specs may hold a network's weights, or arrays made of them, coded or not."""
+    some = specs.values() if isinstance(specs, Mapping) else specs
+    for spec in some:
+        match spec:
+            case Leaves() | Blob() | Array():
+                return True
+            case Maybe(inner) if carries_weights([inner]):
+                return True
+            case Group(entries) if carries_weights(entries):
+                return True
+    return False
+
+
 def finite(x: Tensor) -> bool:
     """Whether every entry is finite. One pass: the sum is finite unless an entry is not, or the sum overflows."""
     if not x.is_floating_point():

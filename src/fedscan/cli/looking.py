@@ -211,13 +211,13 @@ def ledger(
     from contextlib import closing
     from json import loads
 
-    from fedscan.ledger import opened, read_turns
+    from fedscan.ledger import classes, opened, read_turns, read_weighty
     from fedscan.report.words import size
 
     with closing(opened(run)) as db:
         turns = read_turns(db)
-        meta = dict(db.execute("SELECT key, value FROM meta WHERE key IN ('study', 'sites')"))
-    rounds = loads(meta["study"])["train"]["rounds"]
+        meta = dict(db.execute("SELECT key, value FROM meta WHERE key IN ('study', 'sites', 'weighty')"))
+    rounds, weighty = loads(meta["study"])["train"]["rounds"], read_weighty(meta)
     cases = {row["name"]: counted(row) for row in loads(meta["sites"])} if by == "site" else {}
     groups: dict[Any, list[Any]] = {name: [] for name in cases}
     for turn in turns:
@@ -230,7 +230,7 @@ def ledger(
             "bytes_down": sum(t.bytes_down for t in of),
             "bytes_up": sum(t.bytes_up for t in of),
             "seconds": round(sum(t.seconds for t in of), 3),
-            "privacy": sorted({t.privacy for t in of if t.status == "answered"}),
+            "privacy": sorted({c for t in of if t.status == "answered" for c in classes(t, weighty)}),
         }
         for key, of in sorted(groups.items())
     ]

@@ -10,13 +10,13 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from fedscan import __version__
-from fedscan.consortium.leaving import Part, carries_weights, most, parts
+from fedscan.consortium.leaving import Part, most, parts
 from fedscan.consortium.rehearsal import Played, rehearse
 from fedscan.method import PRIVACY, Privacy, published
 from fedscan.method import Question as Code
 from fedscan.run import Problem
 from fedscan.schema import Schema, Weights
-from fedscan.spec import LETTER
+from fedscan.spec import LETTER, carries_weights
 from fedscan.study import Study
 from fedscan.studyfile.building import build
 from fedscan.studyfile.cases import Cases, recipe_of

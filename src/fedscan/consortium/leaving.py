@@ -1,6 +1,5 @@
 """What may leave in an answer, and how large it is at most: from the spec that the answer will be held to."""
 
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,17 +109,3 @@ def leaves(schema: Schema) -> str:
         if of:
             said.append(f"{len(of):,} {kind}{'' if len(of) == 1 else 's'} ({sum(of):,} numbers)")
     return " and ".join(said) or "no leaf"
-
-
-def carries_weights(specs: Mapping[str, Spec] | Iterable[Spec]) -> bool:
-    """Whether what fits these specs may hold a network's weights, or arrays made of them, coded or not."""
-    some = specs.values() if isinstance(specs, Mapping) else specs
-    for spec in some:
-        match spec:
-            case Leaves() | Blob() | Array():
-                return True
-            case Maybe(inner) if carries_weights([inner]):
-                return True
-            case Group(entries) if carries_weights(entries):
-                return True
-    return False

@@ -1,15 +1,16 @@
 """Turn rows to what the page says: what left each hospital, and who took part in each round."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fedscan.ledger import Record, TurnRow
+from fedscan.ledger import Record, TurnRow, classes
 from fedscan.report.tables import OWN
 from fedscan.report.words import listed, plural, size
 
-CLASSES = {  # the most telling thing that a message holds; it may hold what stands above it here as well
+CLASSES = {
     "weights": "model weights",
-    "statistics": "summary numbers and scores, with or without weights",
+    "statistics": "scores and summary numbers",
     "prototypes": "averages of inner features",
     "features": "inner features of scans",
     "predictions": "predictions for cases",
@@ -93,14 +94,16 @@ class Taking:
 def privacy(record: Record) -> Privacy:
     """Says what left the hospitals, by the privacy class of every row that carried bytes, and no more than that."""
     left = [t for t in record.turns if t.bytes_up > 0]
+    shown = ["This page itself shows slices of scans (section 4): share it accordingly."] * bool(record.overlays)
     if not left:
-        return Privacy(True, ("Nothing left any hospital.",))
-    counts: dict[str, int] = {}
-    for turn in left:
-        counts[turn.privacy] = counts.get(turn.privacy, 0) + 1
-    found = listed([f"{CLASSES.get(c, f'“{c}”')} ({plural(n, 'message')})" for c, n in counts.items()])
-    lines = [f"What left: {found}, as declared by the privacy class of each message in the record of this run."]
-    learned = "weights" in counts or any(t.question != "evaluate" and t.privacy in CLASSES for t in left)
+        return Privacy(True, ("Nothing left any hospital.", *shown))
+    counts, held = Counter(t.privacy for t in left), Counter(classes(t, record.weighty) for t in left)
+    found = "; ".join(f"{named(c)} ({plural(n, 'message')})" for c, n in held.items())
+    lines = [
+        *shown,
+        f"What left: {found}; as declared by the privacy class of each message in the record of this run.",
+    ]
+    learned = any("weights" in c for c in held)
     unknown = sorted(counts.keys() - CLASSES.keys())
     delicate = [CLASSES[c] for c in CLASSES if c in counts and c not in HARMLESS]
     if "images" in counts:
@@ -110,7 +113,7 @@ def privacy(record: Record) -> Privacy:
     elif delicate:
         lines.insert(0, f"No image left a hospital, but {listed(delicate)} did, and these are made from scans.")
     else:
-        lines.insert(0, "No images or labels left a hospital.")
+        lines.insert(0, "No message from a hospital held images or labels.")
     if learned:
         lines.append("Weights are learned from scans and are not anonymous by themselves: share them as agreed only.")
     if any(t.question == "evaluate" for t in left):
@@ -123,14 +126,19 @@ def privacy(record: Record) -> Privacy:
     return Privacy(set(counts) <= HARMLESS, lines)
 
 
+def named(found: Sequence[str]) -> str:
+    """Classes of data in words: "weights, and scores and summary numbers"."""
+    return ", and ".join(CLASSES.get(c, f"“{c}”") for c in found)
+
+
 def traffic(record: Record) -> Traffic:
     """Bytes of every kind of message, in all and by hospital, both ways."""
     kinds = list(dict.fromkeys(t.question for t in record.turns))
     questions = []
     for kind in kinds:
         turns = [t for t in record.turns if t.question == kind]
-        classes = listed(list(dict.fromkeys(CLASSES.get(t.privacy, t.privacy) for t in turns)))
-        questions.append(Question(kind, classes, *_bytes(turns)))
+        held = "; ".join(dict.fromkeys(named(classes(t, record.weighty)) for t in turns))
+        questions.append(Question(kind, held, *_bytes(turns)))
     sites = []
     for site in record.sites:
         mine = [t for t in record.turns if t.site == site.name]

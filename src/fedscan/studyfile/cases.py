@@ -21,6 +21,10 @@ from fedscan.studyfile.labels import Labels, classes_of, flat, labels_of, struct
 
 RESERVED = {"federation", "pooled"}  # in the record, who trained a model that is no single site's
 UNSCALED = 'These files do not say how large a voxel is: read every "mm" here as voxels of the original scan.'
+ALONE = (
+    "All cases are of one hospital, so nothing is federated here: name the hospitals in the column site of the table "
+    "of cases, or deal the patients to simulated ones with [data.partition]."
+)
 Tell = Callable[[str, int, int], None]  # what is being done, how many are done, out of how many
 
 
@@ -239,6 +243,8 @@ def divided(
     about: Mapping[str, str],
 ) -> Cases:
     """The cases in their sites' three splits, with a row for each site."""
+    from fedscan.methods.registry import get
+
     part = split(kept, file.data.fractions, file.data_seed)
     of: dict[str, dict[str, tuple[Prepared, ...]]] = {}
     for site in sorted({case.site for case in kept}):
@@ -249,6 +255,8 @@ def divided(
         n = [len(splits[name]) for name in SPLITS]
         lost = tuple(left.reasons.get(site, ()))
         rows.append(SiteRow(site, sum(n) + len(lost), sum(n), n[0], n[1], n[2], about.get(site, ""), lost))
+    if len(of) == 1 and get(file.method).card.family != "reference":
+        notes += (ALONE,)
     if file.partition.how != "true":
         notes += (f"The sites are simulated: cases were dealt to them by {file.partition.how}.",)
     strangers = [(site, reason) for site, reasons in left.reasons.items() if site not in of for reason in reasons]
