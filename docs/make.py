@@ -55,8 +55,9 @@ def methods_page() -> str:
         f"{len(entries)} methods, each one function with a card. `fedscan methods` prints the table and `fedscan show "
         "NAME` a card. How to add one: [write a method](write-a-method.md).",
         table(("method", "family", "what differs", "what leaves a site"), rows),
-        "*P* is the number of entries of the network's leaves, so 4*P* their bytes as float32; *P'* leaves out what "
-        "stays at home. “What leaves a site” is the most telling class of data in an answer: see "
+        "*P* is the number of entries of the network's leaves ([words](README.md#words)), so 4*P* their bytes as "
+        "float32; *P'* leaves out what stays at home. “What leaves a site” is the most telling class of data in an "
+        "answer, and weights may leave beside it: see "
         "[what leaves a hospital](privacy.md).",
     ]
     parts += [method_section(entry) for entry in entries.values()]
