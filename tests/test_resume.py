@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from afresh import Elsewhere, afresh
 from fedscan import trees, wire
@@ -114,6 +115,45 @@ def gossiping() -> Method:
     return Method(just_weights, round, answers=(train_on,))
 
 
+def buffered() -> Method:
+    """A buffer of three answers to a round: where one is missing, the round is skipped and the others are kept."""
+
+    @answer("weights", lambda terms: {"weights": Leaves(schema_of(terms.model))})
+    def train_on(site: Site, message: Message) -> Tree:
+        model = receive(site, message)
+        fit(site, model)
+        site.state["times"] = site.state.get("times", 0) + 1
+        return {"weights": copy_of(model), "times": site.state["times"]}
+
+    def round(sites: Sites, s: State) -> State:
+        sites.start(train_on, {n: {"weights": s["weights"]} for n in sorted(set(sites.names) - set(sites.busy))})
+        got = [sites.next()[1] for _ in range(3)]
+        weights = trees.mean([reply["weights"] for reply in got], [1.0] * 3)
+        return {**s, "weights": weights, "times": [reply["times"] for reply in got]}
+
+    return Method(just_weights, round, answers=(train_on,))
+
+
+def looking() -> Method:
+    """A round that needs all sites, between validations that change the sites' memories."""
+
+    @answer("weights", lambda terms: {"weights": Leaves(schema_of(terms.model))})
+    def learn(site: Site, message: Message) -> Tree:
+        model = receive(site, message)
+        fit(site, model)
+        return {"weights": copy_of(model), "looked": site.state.get("looked", 0)}
+
+    def round(sites: Sites, s: State) -> State:
+        replies = sites.ask(learn, {"weights": s["weights"]}, need=3)
+        return {"weights": replies["bergen"]["weights"], "looked": [reply["looked"] for reply in replies.values()]}
+
+    def use(site: Site, message: Message) -> nn.Module:
+        site.state["looked"] = site.state.get("looked", 0) + 1
+        return receive(site, message)
+
+    return Method(just_weights, round, answers=(learn,), use=use)
+
+
 def drawing() -> Method:
     """The server draws, and does heavy work once."""
     base = averaging()
@@ -130,6 +170,8 @@ PLANS: dict[str, Callable[[], Study]] = {
     "memory": lambda: study(remembering(), every=2, silent={"bergen": (2,)}),
     "async": lambda: study(gossiping(), rounds=4, seconds={"amsterdam": 2.5, "bergen": 1.0, "cairo": 1.7}),
     "once": lambda: study(drawing(), rounds=1),
+    "skipped": lambda: study(looking(), rounds=3, every=1, silent={"cairo": (2,)}),
+    "buffered": lambda: study(buffered(), rounds=4, silent={"bergen": (2,)}),
 }
 
 
@@ -137,7 +179,9 @@ PLANS: dict[str, Callable[[], Study]] = {
     "commit_seconds",
     [pytest.param(0.0, id="each-answer"), pytest.param(5.0, id="each-round", marks=pytest.mark.slow)],
 )
-@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize(
+    "plan", [p if p in ("memory", "async", "once") else pytest.param(p, marks=pytest.mark.slow) for p in PLANS]
+)
 def test_killed_at_every_event(plan: str, commit_seconds: float, tmp_path: Path) -> None:
     whole = Watch()
     expected = go(PLANS[plan](), tmp_path / "whole", whole, commit_seconds=commit_seconds)

@@ -1,7 +1,6 @@
 """Worker processes give the same bits as one process, and one that dies loses nothing."""
 
 import os
-import re
 import signal
 from pathlib import Path
 
@@ -86,7 +85,7 @@ def test_what_is_a_sentence_in_one_process_is_one_with_workers(tmp_path: Path) -
         run(plan, tmp_path / "run", engine=lambda s, f: Workers(s, f, 2))
     code, sentence = said(caught.value)
     assert code == 2
-    assert re.fullmatch(r"(amsterdam|bergen), round 1, learn: the labels lie: mend them", sentence)
+    assert sentence == "the labels lie: mend them"
 
 
 def test_a_worker_whose_memory_is_full_says_what_to_lower(tmp_path: Path) -> None:

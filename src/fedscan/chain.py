@@ -34,7 +34,7 @@ QUERIES = {
     "result": "SELECT * FROM once WHERE round = :round",
     "score": "SELECT * FROM scores WHERE round = :round",
 }
-STEADY = ("study_hash", "study", "names", "labels", "facts", "sites", "travels")
+STEADY = ("study_hash", "study", "names", "labels", "facts", "sites")
 KEYS = {"closed call": 2, "arrival": 2, "result": 2, "score": 8}  # how many columns name a row; of the others, 3
 FIRST = ""  # what stands in place of a seal before the first
 

@@ -202,7 +202,7 @@ class Codec:
 
     def _stamp(self, schema: Schema) -> bytes:
         leaves = [(k, leaf.shape, str(leaf.dtype), str(leaf.kind)) for k, leaf in sorted(schema.items())]
-        settings = astuple(self) if self.threshold is not None else astuple(self)[:-1]  # as before there was one
+        settings = astuple(self) if self.threshold is not None else astuple(self)[:-1]  # else no part of the stamp
         return zlib.crc32(repr((settings, leaves)).encode()).to_bytes(4, "little")
 
 

@@ -113,8 +113,8 @@ class Journal:
         except (OSError, ValueError) as e:
             why = "is missing" if isinstance(e, FileNotFoundError) else f"cannot be used ({e})"
             raise Damaged(
-                f"the server's state after round {self.head}, {path}, {why}: put that file back from a copy and go on "
-                "with --resume, or begin a new run in another folder"
+                f"the server's state after round {self.head}, {path}, {why}: put that file back from a copy and go on, "
+                "or begin a new run in another folder"
             ) from e
 
     def _state_file(self, round: int | None) -> Path:

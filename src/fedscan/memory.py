@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from fedscan import wire
-from fedscan.spec import Refused
+from fedscan.spec import Refused, Spec
 from fedscan.wire import Parcel
 
 Base = tuple[int, int] | None  # round and call of the turn whose memory is meant; None before the first
@@ -29,7 +29,7 @@ def nothing(event: str) -> None:
     """Does nothing. Tests put something that kills in its place."""
 
 
-class Damaged(RuntimeError):
+class Damaged(Exception):
     """A file on a site's disk cannot be read. The text is one sentence: whose, of which round, and what to do."""
 
 
@@ -173,9 +173,9 @@ class SiteDisk:
                 path.unlink(missing_ok=True)
 
 
-def read_sound(path: Path, digest: str) -> dict[str, Any]:
+def read_sound(path: Path, digest: str, spec: Spec | None = None) -> dict[str, Any]:
     """The message in a file that was written under the SHA-256 ``digest``. Raises Refused where it has another."""
-    message = wire.read_file(path)  # first, because it says where a file that was cut short ends
+    message = wire.read_file(path, spec)  # first, because it says where a file that was cut short ends
     with path.open("rb") as file:
         if hashlib.file_digest(file, "sha256").hexdigest() != digest:
             raise Refused(f"{path.name} has changed since it was written")

@@ -17,7 +17,7 @@ from fedscan import wire
 from fedscan.data.preprocess import compute, restore
 from fedscan.data.records import Case
 from fedscan.ledger import Overlay, ScoreRow, opened, read_scores
-from fedscan.memory import SiteDisk
+from fedscan.memory import SiteDisk, read_sound
 from fedscan.method import published
 from fedscan.report.words import plural
 from fedscan.run import Problem
@@ -36,13 +36,13 @@ class Run:
         with closing(opened(folder)) as db:
             self.meta: dict[str, str] = dict(db.execute("SELECT key, value FROM meta"))
             self.bases = {site: (r, c) for site, r, c in db.execute("SELECT site, round, call FROM bases")}
-            head = db.execute("SELECT round FROM head").fetchone()
+            head = db.execute("SELECT round, digest FROM head").fetchone()
             self.scores: tuple[ScoreRow, ...] = read_scores(db, self.meta)
         if not head or not head[0]:
             raise Problem(f"the run in {folder} has not ended a round yet; go on with --resume")
         state = folder / "state" / f"{head[0]}.safetensors"
         try:
-            self.state = wire.read_file(state)
+            self.state = read_sound(state, head[1])
         except (OSError, ValueError) as e:
             raise Problem(f"the run in {folder} is damaged: {state} cannot be read ({str(e).rstrip('.')})") from e
         self.facts = json.loads(self.meta["facts"])

@@ -121,13 +121,18 @@ class Recorded:
             self._asked.setdefault(row.turn.call, set()).add(row.turn.site)
 
     def skip(self) -> None:
-        """Gives up what sites remember of this round: they go on from where they stood when it began, as the server."""
+        """Gives up what sites remember of this round: they go on from where they stood when it began, as the server.
+
+        Answers to started questions keep theirs: they were not asked by this round alone.
+        """
+        if any(call >= self._call for call in self._asked):
+            return  # it was done before a kill, and sites have answered since
         first: dict[str, Row] = {}
         for row in self.journal.rows("round = ? AND due = 0", self.round):
             first.setdefault(row.turn.site, row)
         for site, row in first.items():
             self.journal.restore_base(site, row.base)
-        self._pending = []
+        self._pending = [a for a in self._pending if (r := self.journal.row(a.turn)) and r.due]
 
     def end(self, state: State, scores: Sequence[Any] = (), finished: bool = False) -> None:
         """Ends the round: accepted memories to disk, HEAD moved, then what is past is dropped."""
@@ -340,11 +345,11 @@ class Recorded:
 
         def read() -> Tree:
             try:
-                return read_sound(path, row.answered)
+                return read_sound(path, row.answered, self._spec(self.study.questions[row.question]))
             except (OSError, ValueError) as e:
                 raise Damaged(
                     f"the answer of {row.turn.site} in round {row.turn.round}, {path}, cannot be used ({e}): put that "
-                    "file back from a copy and go on with --resume, or begin a new run in another folder"
+                    "file back from a copy and go on, or begin a new run in another folder"
                 ) from e
 
         return read

@@ -89,7 +89,7 @@ def answered(study: Study, site: Site, question: Question, message: Message) -> 
     asked = f"{site.name} was asked {question.name!r}"
     try:
         return question(site, Received(message, asked))
-    except Refused:
+    except (Refused, torch.OutOfMemoryError):
         raise
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as e:
         if question.takes is None and (why := unlike(study, site.name, message)):

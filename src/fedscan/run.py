@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from fedscan.engines.local import Local
-from fedscan.journal import Journal
+from fedscan.journal import Journal, Row
 from fedscan.ledger import ScoreRow
 from fedscan.memory import Event, nothing
 from fedscan.method import Absent, State, Tree, messages, published
@@ -45,8 +45,14 @@ def run(
     journal = Journal(folder, durable=durable, event=event)
     try:
         check_same(study, journal, folder)
-        sites = Recorded(study, Held(study, carrier, journal), journal, commit_seconds=commit_seconds)
-        sites.notice = lambda row: watch("turn", row)
+        held = Held(study, carrier, journal)
+        sites = Recorded(study, held, journal, commit_seconds=commit_seconds)
+
+        def notice(row: Row) -> None:
+            held.remember(row)
+            watch("turn", row)
+
+        sites.notice = notice
         return rounds(study, sites, journal, watch)
     finally:
         journal.close()

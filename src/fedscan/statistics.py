@@ -15,14 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedscan.ledger import ScoreRow
-from fedscan.tasks.metrics import HD95, SIZES
+from fedscan.tasks.metrics import HD95, RANGES, SIZES
 
 HIGHER_IS_BETTER = ("dice", "iou", "nsd", "precision", "recall")
-RANGES = {  # the values that a score can have, and so a mean of it
-    **dict.fromkeys(HIGHER_IS_BETTER, (0.0, 1.0)),
-    **dict.fromkeys((*HD95, *(name for mine, theirs, _ in SIZES.values() for name in (mine, theirs))), (0.0, math.inf)),
-    "volume_error": (-1.0, math.inf),
-}
 NORMAL_95 = 1.959963984540054  # the 97.5th percentile of the standard normal distribution
 MEDIAN_NEEDS = 50  # subjects; the usual bootstraps of a median fail below (André et al., MICCAI BRIDGE 2025)
 EXACT_UP_TO = 50  # pairs; 2^50 sign patterns are still whole numbers in a float64

@@ -8,12 +8,12 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from fedscan.journal import Journal
+from fedscan.journal import Journal, Row
 from fedscan.memory import Base
 from fedscan.method import State
 from fedscan.recorded import Answer, Engine, Letter
 from fedscan.schema import Weights
-from fedscan.spec import Cases, Refused, brief, finite
+from fedscan.spec import Cases, Group, Refused, brief, finite
 from fedscan.study import Study, Turn
 
 
@@ -24,12 +24,10 @@ class Held:
         self.study, self.engine, self.names = study, engine, engine.names
         self._asked: dict[Turn, Letter] = {}
         self._said: dict[tuple[str, str, str], float] = {}  # by site, question and entry
-        counts = {name: counted(study, name) for name in study.questions}
+        self._gives = {name: question.gives(study.terms) for name, question in study.questions.items()}
+        self._counts = {name: entries_of_cases(spec) for name, spec in self._gives.items()}
         for row in journal.rows("status = 'answered'") if journal.head is not None else ():
-            for entry in counts.get(row.question, ()):
-                if row.numbers and entry in row.numbers:
-                    self._said[row.turn.site, row.question, entry] = row.numbers[entry]
-        self._counts = counts
+            self.remember(row)
 
     def send(self, letters: Sequence[Letter]) -> None:
         """Puts letters on their way."""
@@ -50,17 +48,26 @@ class Held:
 
     def _check(self, letter: Letter, answer: Answer) -> None:
         site, question = letter.turn.site, letter.question
+        if question != "evaluate" and not self._counts[question]:
+            return
+        reply = answer.read(self._gives[question])
         if question == "evaluate":
-            rows_of(self.study, site, str(letter.message["split"]), answer.read())
+            rows_of(self.study, site, str(letter.message["split"]), reply)
         for entry in self._counts[question]:
-            said = answer.read().get(entry)
+            said = reply.get(entry)
             if type(said) is not int:
                 continue  # the spec has a sentence for it
             known = self.study.counts.get(site, {}).get("train")
-            before = self._said.setdefault((site, question, entry), said if known is None else known)
-            if said != before:
+            before = self._said.get((site, question, entry)) if known is None else known
+            if before is not None and said != before:
                 whose = "it said before" if known is None else "the study knows of"
                 raise Refused(f"the answer of {site} to {question} counts {brief(said)} cases where {whose} {before:g}")
+
+    def remember(self, row: Row) -> None:
+        """Holds a site, from now on, to the counts of an answer that was accepted."""
+        for entry in self._counts.get(row.question, ()) if row.status == "answered" else ():
+            if row.numbers and entry in row.numbers:
+                self._said.setdefault((row.turn.site, row.question, entry), row.numbers[entry])
 
     def keep(self, answers: Sequence[Answer], whole: bool) -> None:
         """Puts the new memories of these turns on the sites' disks."""
@@ -75,10 +82,9 @@ class Held:
         self.engine.close()
 
 
-def counted(study: Study, question: str) -> tuple[str, ...]:
+def entries_of_cases(gives: Group) -> tuple[str, ...]:
     """The entries of an answer in which a site says how many training cases it has."""
-    entries = study.questions[question].gives(study.terms).entries
-    return tuple(name for name, spec in entries.items() if isinstance(spec, Cases))
+    return tuple(name for name, spec in gives.entries.items() if isinstance(spec, Cases))
 
 
 def rows_of(study: Study, site: str, split: str, answer: Mapping[str, Any]) -> None:
@@ -97,9 +103,10 @@ def rows_of(study: Study, site: str, split: str, answer: Mapping[str, Any]) -> N
 
 
 def unsound(state: State, model: nn.Module) -> str:
-    """What is wrong with a state, naming the leaf; empty where all numbers are finite and no variance is negative.
+    """What is wrong with a state, naming the leaf; empty where all numbers are finite and every variance has a root.
 
-    One pass over the tensors. ``model`` tells which leaves are running variances, by the type of their layer.
+    One pass over the tensors. ``model`` tells which leaves are running variances, by the type of their layer, which
+    adds a little before it takes the root: rounding may leave a variance that much below zero.
     """
     for name, found in numbers(state):
         if not (finite(found) if isinstance(found, Tensor) else math.isfinite(found)):

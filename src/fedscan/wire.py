@@ -170,14 +170,16 @@ def dumps(tree: Any) -> str:
     return json.dumps(tree, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
 
-def unpack(data: bytes | bytearray | memoryview | Buffer, spec: Spec | None = None) -> dict[str, Any]:
+def unpack(
+    data: bytes | bytearray | memoryview | Buffer, spec: Spec | None = None, untold: Room = UNTOLD
+) -> dict[str, Any]:
     """The message in these bytes. Leaves are views of ``data`` where it can be written to, else copies.
 
-    ``spec`` is what the message should fit: a header that is larger than it allows is not even parsed.
+    ``spec`` is what the message should fit: a header that is larger than it, or ``untold``, allows is not even parsed.
     Raises Refused with one sentence for whatever is not a whole, well-formed message.
     """
     buffer = data if isinstance(data, np.ndarray) else np.frombuffer(data, np.uint8)
-    entries, tree, start = read_header(buffer, UNTOLD if spec is None else room(spec).at_most(MOST))
+    entries, tree, start = read_header(buffer, untold if spec is None else room(spec).at_most(MOST))
     reader = _Reader(buffer, start, entries)
     try:
         message = reader.walk(tree, "", 0)
@@ -191,10 +193,10 @@ def unpack(data: bytes | bytearray | memoryview | Buffer, spec: Spec | None = No
 
 
 def read_file(path: Path, spec: Spec | None = None) -> dict[str, Any]:
-    """The message in a file. Leaves are mapped, copy on write: pages are read when they are used."""
+    """The message in a file of this machine. Leaves are mapped, copy on write: pages are read when they are used."""
     if path.stat().st_size == 0:
         raise Refused(f"{path.name} is empty")
-    return unpack(np.memmap(path, np.uint8, mode="c"), spec)
+    return unpack(np.memmap(path, np.uint8, mode="c"), spec, MOST)
 
 
 def write_file(path: Path, parcel: Parcel, *, durable: bool = False) -> None:

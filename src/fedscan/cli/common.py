@@ -35,16 +35,17 @@ def said(error: Exception) -> tuple[int, str]:
     """The exit code and the sentence for an error; no sentence for one that is a fault of fedscan's own."""
     kinds = {kind.__name__ for kind in type(error).__mro__} | set(getattr(error, "kinds", ()))  # those of a worker's
     text = " ".join(str(error).split()) or type(error).__name__
+    again = rerun(*getattr(error, "again", ()))
     if "Absent" in kinds:
-        return 3, f"The run has stopped: {text}. Nothing is lost; go on with --resume when the sites are back."
+        return 3, f"The run has stopped: {text}. Nothing is lost; when the sites are back, go on with: {again}"
     if kinds & {"Problem", "ValueError", "Diverged", "Damaged"}:
         return 2, text
     if "MemoryError" in kinds or "DefaultCPUAllocator" in text:  # NumPy's and torch's words for it
         return 3, "This machine's memory is full: lower train.batch, data.patch or data.grid. Nothing is lost."
     if "DiskFull" in kinds:
-        return 3, f"{text}, and the run goes on with: {rerun(*getattr(error, 'again', ()))}"
+        return 3, f"{text}, and the run goes on with: {again}"
     if "WorkerDied" in kinds:
-        return 3, f"The run has stopped: {text}. Go on with --resume."
+        return 3, f"The run has stopped: {text}. Nothing is lost: go on with: {again}"
     if "OutOfMemoryError" in kinds:
         return 3, "The GPU's memory is full: lower train.batch, data.patch or data.grid. Nothing is lost."
     if "OperationalError" in kinds:

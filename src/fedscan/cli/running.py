@@ -6,7 +6,6 @@ from typing import Annotated
 import typer
 
 from fedscan.cli import common
-from fedscan.disk import DiskFull
 
 STUDY = Annotated[Path, typer.Argument(metavar="STUDY.toml", help="The study file.")]
 RUN = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")]
@@ -75,8 +74,8 @@ def run(
             page = launch(file, folder, how, cases)
     except KeyboardInterrupt:
         raise typer.Exit(common.interrupted(*resuming(folder))) from None
-    except DiskFull as e:
-        e.again = resuming(folder)
+    except Exception as e:
+        e.again = resuming(folder)  # type: ignore[attr-defined]
         raise
     ended(folder, page, json)
 
@@ -130,6 +129,7 @@ def compare(
     workers: WORKERS = 1,
     out: OUT = None,
     cache: CACHE = None,
+    other_numerics: NUMERICS = False,
     json: JSON = False,
 ) -> None:
     """Run several methods on one study, and compare them; goes on where it stood."""
@@ -143,7 +143,7 @@ def compare(
 
     names = [name.strip() for name in methods.split(",") if name.strip()]
     folder = out or Path("runs") / f"{load(study, settings(set_, device), data).folder}-comparison"
-    how = How(True, strict, workers, cache=cache, command=common.rerun(), tell=common.progress)
+    how = How(True, strict, workers, other_numerics, cache=cache, command=common.rerun(), tell=common.progress)
     try:
         page, runs = carry_out(study, names, seeds, folder, settings(set_, device), data, how)
     except KeyboardInterrupt:

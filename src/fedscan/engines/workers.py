@@ -155,11 +155,10 @@ class Workers:
         except (EOFError, OSError) as e:
             raise WorkerDied(
                 f"the worker that answered for {letter.turn.site} in round {letter.turn.round} died "
-                "(out of memory, or killed); nothing is lost: go on with --resume, with fewer workers if it was memory"
+                "(killed, or out of memory, of which fewer workers take less)"
             ) from e
         if "error" in slip:
-            where = f"{letter.turn.site}, round {letter.turn.round}, {letter.question}"
-            raise WorkerFailed(f"{where}: {slip['error']}", slip["kinds"])
+            raise WorkerFailed(slip["error"], slip["kinds"])
         self._hand_out()
         file = Path(slip.pop("file")) if slip["file"] else slip.pop("file") or None
         answer = Answer(**{**slip, "turn": Turn(*slip["turn"]), "file": file})
@@ -219,7 +218,9 @@ def work(pipe: "Connection[Any, Any]", desk: Local) -> None:
             reply = {**asdict(replace(answer, reply=None)), "file": str(answer.file or ""), "parts": len(parts)}
         except Exception as e:  # a fault of a method or of a file: the parent stops the run and says which
             kinds = [kind.__name__ for kind in type(e).__mro__]
-            text = str(e) if "ValueError" in kinds or isinstance(e, Damaged) else f"{type(e).__name__}: {e}"
+            where = f"{slip['turn'][2]}, round {slip['turn'][0]}, {slip['question']}"
+            plain = "ValueError" in kinds or isinstance(e, Damaged)  # a sentence for users, the same in any process
+            text = str(e) if plain else f"{where}: {type(e).__name__}: {e}"
             parts, reply = [], {"error": text, "kinds": kinds}
         pipe.send_bytes(json.dumps(reply).encode())
         for part in parts:

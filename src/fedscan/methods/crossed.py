@@ -9,20 +9,20 @@ from typing import Any
 
 from fedscan import trees
 from fedscan.averaging import arrived
-from fedscan.method import Message, Method, Question, Replies, Sites, State, Tree, answer, receive
+from fedscan.method import Holds, Message, Method, Question, Replies, Sites, State, Terms, Tree, answer, receive
 from fedscan.parts.around import Around
 from fedscan.parts.channel import Channel, whole
 from fedscan.site import Site
-from fedscan.spec import Number, Refused
+from fedscan.spec import Number, Refused, Spec
 
 Quality = Mapping[str, float | None]  # "dice" and "hd95"
 QUALITY = {"dice": Number(0, 1, optional=True), "hd95": Number(0, optional=True)}
 
 
-def judging(channel: Channel, down: Channel) -> Question:
+def judging(channel: Channel, down: Channel, takes: Holds | None = None) -> Question:
     """The question that a site is asked of a model which another has trained."""
 
-    @answer("statistics", lambda terms: QUALITY)
+    @answer("statistics", lambda terms: QUALITY, takes)
     def judge(site: Site, message: Message) -> Tree:
         if "version" in message and site.state.get("version") != message["version"]:
             raise Refused(f"{site.name} does not hold the model that the change to be judged belongs to")
@@ -90,7 +90,13 @@ def cross_scored(method: Method, channel: Channel = whole, down: Channel = whole
     send. The message does not name whose update it is.
     """
     learn = method.answers[0]
-    judge = judging(channel, down)
+    holds = method.publishes
+
+    def takes(terms: Terms) -> dict[str, Spec]:
+        assert holds is not None
+        return {**holds(terms), "update": learn.gives(terms).entries["update"]}
+
+    judge = judging(channel, down, takes if holds else None)
 
     def round(sites: Sites, state: State) -> State:
         return method.round(_Judged(sites, state, learn, judge), state)

@@ -20,7 +20,7 @@ def trained_spec(terms: Terms) -> dict[str, Spec]:
     return entries
 
 
-@answer("weights", trained_spec)
+@answer("weights", trained_spec, trained_spec)
 def train_on(site: Site, message: Message) -> Tree:
     """Trains the model that arrived for the study's local epochs, and hands it on."""
     model = receive(site, message)

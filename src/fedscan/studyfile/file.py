@@ -216,16 +216,19 @@ def override_one(raw: dict[str, Any], override: str) -> Path_:
     except tomllib.TOMLDecodeError as e:
         parsed = value.strip()
         if parsed.startswith("["):
-            meant = shlex.quote(f"{key}={listed(parsed)}")
-            raise Problem(
-                f"--set {override}: no list in TOML; a shell takes quotes away, so in quotes: --set {meant}"
-            ) from e
+            meant = f": --set {shlex.quote(f'{key}={listed(parsed)}')}" if listed(parsed) else "."
+            raise Problem(f"--set {override}: no list in TOML; a shell takes quotes away, so in quotes{meant}") from e
     put(raw, path, parsed, f"--set {override}")
     return path
 
 
 def listed(text: str) -> str:
-    """The list that a text was meant for, with its words in quotes again, as a shell had taken them away."""
+    """The list that a text was meant for, with its words in quotes again, as a shell had taken them away.
+
+    Empty for lists in a list, of which too much is lost.
+    """
+    if "[" in text[1:]:
+        return ""
     items = [item.strip(" \"'") for item in text.strip("[] ").split(",")]
     number = re.compile(r"[-+]?\d[\d.]*(e[-+]?\d+)?|true|false")
     found = [item if number.fullmatch(item) else json.dumps(item, ensure_ascii=False) for item in items if item]
