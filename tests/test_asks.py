@@ -165,7 +165,8 @@ def test_the_page_says_it_in_words(scans: Path) -> None:
     judged = words(asked(study(scans, "fedsegnet", "method.aggregation=cross-scored")))
     assert "Asked twice a round, in 2 rounds." in judged
     assert "and about" not in judged  # what judges are sent is declared
-    assert "and about" in words(asked(study(scans, "scaffold", "train.optimiser=sgd")))  # what its sites are sent is not
+    # What SCAFFOLD's sites are sent is not.
+    assert "and about" in words(asked(study(scans, "scaffold", "train.optimiser=sgd")))
     assert judged.count("YOUR ANSWER IS PASSED ON TO OTHER HOSPITALS AS IT CAME.") == 1
     assert "PASSED ON" not in page
 
