@@ -76,7 +76,8 @@ def main_table(study: str, lines: Lines) -> Table:
     corrected = dict(zip(tests, holm([test.p for test in tests.values()]), strict=True))
     head = (
         "row", "seeds", "rate", "macro Dice [95 %]", "worst hospital", f"HD95, {UNIT[study]}",
-        "difference from FedSegNet, by patient [95 %]", "p (Holm)", "MB up + down per round", "steps", "minutes", "paper's Dice",
+        "difference from FedSegNet, by patient [95 %]", "p (Holm)", "MB up + down per round", "steps", "minutes",
+        "paper's Dice",
     )  # fmt: skip
     rows = []
     for row in ROWS:
