@@ -110,7 +110,7 @@ def test_too_many_unusable_cases(fedscan: Command, tmp_path: Path) -> None:
 
 def test_a_missing_site_stops_a_study_that_says_so(fedscan: Command, tmp_path: Path) -> None:
     write_study(tmp_path, more='[run]\nabsent = "stop"\nsilent = {east = [1]}\n')
-    refused(fedscan("run", "study.toml"), "Nothing is lost; go on with --resume when the sites are back", code=3)
+    refused(fedscan("run", "study.toml"), "Nothing is lost; when the sites are back, go on with: fedscan", code=3)
 
 
 def test_other_numerics_need_a_flag(fedscan: Command, done: Path, tmp_path: Path) -> None:
