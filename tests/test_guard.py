@@ -3,7 +3,7 @@
 import os
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +17,7 @@ import toy
 from fedscan.averaging import averaging
 from fedscan.method import Message, Method, Question, Replies, Sites, State, Tree
 from fedscan.methods.registry import methods
+from fedscan.parts.around import Around
 from fedscan.run import run
 
 torch.set_num_threads(1)
@@ -95,34 +96,24 @@ def generators() -> dict[str, Any]:
     }
 
 
-class Guarded:
+class Guarded(Around):
     """Sites, with the guard down while they work."""
 
     def __init__(self, sites: Sites, guard: Guard) -> None:
-        self.sites, self.guard, self.names = sites, guard, sites.names
-
-    def ask(self, question: Question, message: Message, *, to: Sequence[str] | None = None, need: int = 1) -> Replies:
-        with self.guard.outside():
-            return self.sites.ask(question, message, to=to, need=need)
+        super().__init__(sites)
+        self.guard = guard
 
     def ask_each(self, question: Question, messages: Mapping[str, Message], *, need: int = 1) -> Replies:
         with self.guard.outside():
-            return self.sites.ask_each(question, messages, need=need)
+            return super().ask_each(question, messages, need=need)
 
     def start(self, question: Question, messages: Mapping[str, Message]) -> None:
         with self.guard.outside():
-            self.sites.start(question, messages)
+            super().start(question, messages)
 
     def next(self) -> tuple[str, Tree]:
         with self.guard.outside():
-            return self.sites.next()
-
-    @property
-    def busy(self) -> tuple[str, ...]:
-        return self.sites.busy
-
-    def random(self, label: str) -> torch.Generator:
-        return self.sites.random(label)
+            return super().next()
 
     def once(self, label: str, make: Callable[[], Tree]) -> Tree:
         def guarded() -> Tree:
@@ -130,7 +121,7 @@ class Guarded:
                 return make()
 
         with self.guard.outside():
-            return self.sites.once(label, guarded)
+            return super().once(label, guarded)
 
 
 def guarded(method: Method, guard: Guard) -> Method:
