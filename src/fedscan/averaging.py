@@ -27,7 +27,7 @@ from fedscan.parts.channel import Channel, whole
 from fedscan.parts.pick import Pick, everyone
 from fedscan.parts.share import Share, everything
 from fedscan.parts.step import ServerStep, take
-from fedscan.parts.weigh import Weigh, by_cases, counted
+from fedscan.parts.weigh import Weigh, by_cases, with_shares
 from fedscan.schema import Schema, Weights, schema_of, weights_of
 from fedscan.site import Site, copy_of, fit
 from fedscan.spec import Cases, Leaves, Maybe, Number, Refused, Spec
@@ -194,7 +194,7 @@ def averaging(
         if all("optimizer" in reply for reply in replies.values()):
             after = (reply["optimizer"] for reply in replies.values())
             state = {**state, "optimizer": mean(after, [shares[name] for name in replies])}
-        state = step(counted(state, shares), merged)
+        state = step(with_shares(state, shares), merged)
         return state if down is whole else with_news(before, state, replies, down, sites.random("down"))
 
     def predictor(site: Site, message: Message) -> nn.Module:

@@ -21,7 +21,7 @@ from fedscan.engines.workers import Workers
 from fedscan.journal import Journal
 from fedscan.ledger import opened, read_record, read_turns
 from fedscan.method import State
-from fedscan.parts.share import said
+from fedscan.parts.share import what_travels
 from fedscan.recorded import Engine
 from fedscan.run import Problem, Watch, run
 from fedscan.schema import Weights
@@ -280,7 +280,7 @@ def travels(file: StudyFile, study: Study) -> str:
     from fedscan.report.tables import OWN
 
     card, names = get(file.method).card, study.travelling
-    return card.differs if file.method in OWN else said(study.terms.model, lambda model: names)
+    return card.differs if file.method in OWN else what_travels(study.terms.model, lambda model: names)
 
 
 def add_seconds(folder: Path, seconds: float) -> None:

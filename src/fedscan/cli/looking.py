@@ -218,7 +218,7 @@ def ledger(
         turns = read_turns(db)
         meta = dict(db.execute("SELECT key, value FROM meta WHERE key IN ('study', 'sites', 'weighty')"))
     rounds, weighty = loads(meta["study"])["train"]["rounds"], read_weighty(meta)
-    cases = {row["name"]: counted(row) for row in loads(meta["sites"])} if by == "site" else {}
+    cases = {row["name"]: case_counts(row) for row in loads(meta["sites"])} if by == "site" else {}
     groups: dict[Any, list[Any]] = {name: [] for name in cases}
     for turn in turns:
         groups.setdefault(getattr(turn, by), []).append(turn)
@@ -268,7 +268,7 @@ def check_seals(run: Path, kept: str, json: bool) -> None:
         common.where(seal=found.seal)
 
 
-def counted(row: dict[str, Any]) -> dict[str, Any]:
+def case_counts(row: dict[str, Any]) -> dict[str, Any]:
     """A hospital's cases: expected, used, how many are left out, and each of those with its reason."""
     why = [{"case": case, "why": reason} for case, reason in row["left_out"]]
     return dict(zip(COUNTS, (row["expected"], row["used"], row["expected"] - row["used"], why), strict=True))

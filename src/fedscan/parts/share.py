@@ -46,7 +46,7 @@ WORDS = {  # for one leaf, and for several
 }
 
 
-def said(model: nn.Module, share: Share) -> str:
+def what_travels(model: nn.Module, share: Share) -> str:
     """What travels and what stays, in one sentence that a hospital can read."""
     kinds, travels, norm, leaves = kinds_of(model), share(model), leaves_of(model, NORMS), schema_of(model)
 

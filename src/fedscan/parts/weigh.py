@@ -34,7 +34,7 @@ def last_shares(state: Mapping[str, Any], shares: Mapping[str, float]) -> dict[s
     return {name: share * scale for name, share in known.items()} if scale else {}
 
 
-def counted(state: Mapping[str, Any], shares: Mapping[str, float]) -> dict[str, Any]:
+def with_shares(state: Mapping[str, Any], shares: Mapping[str, float]) -> dict[str, Any]:
     """The state with a round's "shares", parts of 1, and "unheard": on the same scale, those of sites not in it."""
     total = sum(shares.values())
     now = {name: s / total for name, s in shares.items()}
