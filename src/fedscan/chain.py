@@ -65,11 +65,21 @@ def about(db: sqlite3.Connection) -> str:
 
 def seal(db: sqlite3.Connection, round: int, state: str, finished: bool) -> None:
     """Seals a round whose rows are all written, in the transaction that moves HEAD."""
-    before = db.execute("SELECT seal FROM seals ORDER BY round DESC LIMIT 1").fetchone()
     entries = dict(entries_of(db, round, finished))
-    mark = seal_of(before[0] if before else FIRST, about(db), round, state, finished, entries)
+    mark = seal_of(last_seal(db), about(db), round, state, finished, entries)
     content = {"state": state, "finished": finished, "entries": entries}
     db.execute("INSERT INTO seals VALUES (?, ?, ?)", (round, json.dumps(content), mark))
+
+
+def kept_by(db: sqlite3.Connection) -> bool:
+    """Whether a record keeps seals; those of older versions do not."""
+    return db.execute("SELECT 1 FROM sqlite_master WHERE name = 'seals'").fetchone() is not None
+
+
+def last_seal(db: sqlite3.Connection) -> str:
+    """The seal of the last round, which stands for all before it; empty where there is none."""
+    found = db.execute("SELECT seal FROM seals ORDER BY round DESC LIMIT 1").fetchone() if kept_by(db) else None
+    return found[0] if found else FIRST
 
 
 @dataclass(frozen=True)
@@ -87,7 +97,7 @@ def verified(db: sqlite3.Connection, kept: str = "") -> Verdict:
 
     The fault is one sentence that names the first row or round that is not as it was sealed; empty where all is sound.
     """
-    if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'seals'").fetchone():
+    if not kept_by(db):
         return Verdict("", 0, 0, "it has no seals: it was written by an older version, or they were removed")
     try:
         return read_again(db, kept)

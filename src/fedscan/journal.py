@@ -84,7 +84,7 @@ class Journal:
         self.db = sqlite3.connect(folder / "journal.sqlite", isolation_level=None)
         self.db.execute("PRAGMA journal_mode = WAL")
         self.db.execute(f"PRAGMA synchronous = {'FULL' if durable else 'OFF'}")
-        if not self.db.execute("SELECT 1 FROM sqlite_master WHERE name = 'seals'").fetchone():
+        if not chain.kept_by(self.db):
             self.db.executescript(TABLES + chain.TABLE)
         self.db.execute("BEGIN IMMEDIATE")
         head = self.db.execute("SELECT round, finished FROM head").fetchone()

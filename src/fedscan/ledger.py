@@ -15,6 +15,8 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
+from fedscan import chain
+
 WEIGHTY = ("learn", "train_on")  # in a record that does not say which answers hold weights
 
 
@@ -121,8 +123,7 @@ def read_record(folder: Path, beside: Mapping[str, Path] | None = None) -> Recor
         head = (db.execute("SELECT round FROM head").fetchone() or (0,))[0]
         turns = read_turns(db)
         scores = read_scores(db, meta)
-        sealed = db.execute("SELECT 1 FROM sqlite_master WHERE name = 'seals'").fetchone()
-        seal = db.execute("SELECT seal FROM seals ORDER BY round DESC LIMIT 1").fetchone() if sealed else None
+        seal = chain.last_seal(db)
     study = json.loads(meta["study"])
     return Record(
         name=study["name"],
@@ -145,7 +146,7 @@ def read_record(folder: Path, beside: Mapping[str, Path] | None = None) -> Recor
         notes=tuple(json.loads(meta["notes"])),
         travels=meta["travels"],
         weighty=read_weighty(meta),
-        seal=seal[0] if seal else "",
+        seal=seal,
     )
 
 

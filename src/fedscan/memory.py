@@ -99,8 +99,7 @@ class SiteDisk:
 
     def sound(self, turn: tuple[int, int], receipt: Receipt) -> bool:
         """Whether the answer of a turn is, bit for bit, what its receipt says."""
-        with self.answer(turn).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest() == receipt.answered
+        return digest_of(self.answer(turn)) == receipt.answered
 
     @contextmanager
     def _reading(self, what: str, turn: tuple[int, int]) -> Iterator[None]:
@@ -176,10 +175,15 @@ class SiteDisk:
 def read_sound(path: Path, digest: str, spec: Spec | None = None) -> dict[str, Any]:
     """The message in a file that was written under the SHA-256 ``digest``. Raises Refused where it has another."""
     message = wire.read_file(path, spec)  # first, because it says where a file that was cut short ends
-    with path.open("rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() != digest:
-            raise Refused(f"{path.name} has changed since it was written")
+    if digest_of(path) != digest:
+        raise Refused(f"{path.name} has changed since it was written")
     return message
+
+
+def digest_of(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def as_json(content: Any) -> Callable[[BinaryIO], object]:
