@@ -1,0 +1,208 @@
+"""Bytes from process to process on one machine: frames over a loopback socket that only the owner's processes find.
+
+Whoever opens a door writes ``door.json`` (port and token, mode 600) into its folder; whoever knocks reads it there. An
+engine's own process is handed envelopes through a door and hands them on; it needs nothing of fedscan but this module,
+which imports the standard library only. What passes is sealed by those who wrote it: a door believes nothing.
+"""
+
+import json
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+FILE = "door.json"
+MOST_HEADER = 64 << 10
+MOST_BODY = 80 << 20  # of one frame; larger messages go in parts
+Forward = Callable[[str, bytes, float], bytes]  # site, request and seconds to wait; raises Lost
+
+
+class Lost(Exception):
+    """A request or its answer did not come through; it may or may not have arrived. The text says why."""
+
+
+class Carrier(Protocol):
+    """Brings one request to one site and what the site says back.
+
+    It may lose, repeat, delay or reorder both, and is believed in nothing: requests and answers are sealed, and each
+    can be asked for again.
+    """
+
+    def call(self, site: str, request: bytes, seconds: float) -> bytes:
+        """What the site said to the request. Raises Lost where nothing came within ``seconds``."""
+        ...
+
+
+def put(sock: socket.socket, header: Mapping[str, Any], body: bytes | memoryview = b"") -> None:
+    """Sends one frame: the lengths of both parts (4 and 8 bytes), the header as JSON, the body."""
+    text = json.dumps(header).encode()
+    sock.sendall(len(text).to_bytes(4, "big") + len(body).to_bytes(8, "big") + text)
+    if body:
+        sock.sendall(body)
+
+
+def take(sock: socket.socket, most: int = MOST_BODY) -> tuple[dict[str, Any], bytes]:
+    """The next frame. Raises Lost where the other side has gone, or announces more than ``most`` bytes."""
+    lengths = exactly(sock, 12)
+    header, body = int.from_bytes(lengths[:4], "big"), int.from_bytes(lengths[4:], "big")
+    if header > MOST_HEADER or body > most:
+        raise Lost(f"a frame of {header} and {body} bytes was announced; at most {MOST_HEADER} and {most} pass")
+    try:
+        told = json.loads(exactly(sock, header))
+    except (ValueError, RecursionError) as e:
+        raise Lost("a frame without a proper header came") from e
+    if not isinstance(told, dict):
+        raise Lost("a frame without a proper header came")
+    return told, bytes(exactly(sock, body))
+
+
+def exactly(sock: socket.socket, length: int) -> bytearray:
+    """That many bytes."""
+    data = bytearray()
+    while len(data) < length:
+        piece = sock.recv(min(length - len(data), 1 << 20))
+        if not piece:
+            raise Lost("the connection was closed")
+        data += piece
+    return data
+
+
+class Door:
+    """An open door: answers each frame that comes through it by what ``answer`` makes of header and body.
+
+    ``answer`` runs in a thread of its caller's connection, several at a time.
+    """
+
+    def __init__(self, folder: Path, answer: Callable[[dict[str, Any], bytes], bytes]) -> None:
+        self.folder, self.answer, self.token = folder, answer, secrets.token_hex(16)
+        self._open: set[socket.socket] = set()
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        partial = folder / f".{FILE}.{os.getpid()}"
+        with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+            json.dump({"port": self._listening.getsockname()[1], "token": self.token, "pid": os.getpid()}, file)
+        partial.rename(folder / FILE)
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def _listen(self) -> None:
+        while True:
+            try:
+                sock, _ = self._listening.accept()
+            except OSError:  # closed
+                return
+            self._open.add(sock)
+            threading.Thread(target=self._converse, args=(sock,), daemon=True).start()
+
+    def _converse(self, sock: socket.socket) -> None:
+        try:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            while True:
+                header, body = take(sock)
+                if not secrets.compare_digest(str(header.get("token")).encode(), self.token.encode()):
+                    put(sock, {"lost": "the caller does not know this door's token"})
+                    return
+                try:
+                    said = self.answer(header, body)
+                except Lost as e:
+                    put(sock, {"lost": str(e)[:1000]})
+                else:
+                    put(sock, {}, said)
+        except (Lost, OSError):
+            pass  # the caller has gone, or sends what is no frame: it has to knock again
+        finally:
+            self._open.discard(sock)
+            sock.close()
+
+    def close(self) -> None:
+        """Closes the door, and ends every conversation through it."""
+        self._listening.close()
+        for sock in list(self._open):
+            sock.close()
+
+
+class Knock:
+    """Calls through the door of another process, over one connection for each thread that calls."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self._mine = folder, threading.local()
+
+    def call(self, header: Mapping[str, Any], body: bytes, seconds: float) -> bytes:
+        """What is said behind the door. Raises Lost where nobody opens, or nothing is said within ``seconds``."""
+        try:
+            sock, token = self._connected(seconds)
+            sock.settimeout(seconds)
+            put(sock, {**header, "token": token}, body)
+            told, said = take(sock)
+        except (OSError, Lost) as e:
+            self.close()
+            why = f"nothing was said within {seconds:g} s" if isinstance(e, TimeoutError) else str(e)
+            raise Lost(f"{self.folder.name}: {why}") from e
+        if "lost" in told:
+            raise Lost(str(told["lost"]))
+        return said
+
+    def _connected(self, seconds: float) -> tuple[socket.socket, str]:
+        if getattr(self._mine, "sock", None) is None:
+            try:
+                told = json.loads((self.folder / FILE).read_text())
+                port, token = int(told["port"]), str(told["token"])
+            except (OSError, ValueError, KeyError, TypeError) as e:
+                raise Lost("nobody is there yet") from e
+            sock = socket.create_connection(("127.0.0.1", port), timeout=min(seconds, 5.0))
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self._mine.sock, self._mine.token = sock, token
+        return self._mine.sock, self._mine.token
+
+    def close(self) -> None:
+        """Hangs up, for the thread that calls."""
+        sock, self._mine.sock = getattr(self._mine, "sock", None), None
+        if sock is not None:
+            sock.close()
+
+
+class Doors:
+    """The carrier to sites on this machine: each has a door in its folder."""
+
+    def __init__(self, folders: Mapping[str, Path]) -> None:
+        self._knocks = {site: Knock(folder) for site, folder in folders.items()}
+
+    def call(self, site: str, request: bytes, seconds: float) -> bytes:
+        """What the site said to the request. Raises Lost."""
+        return self._knocks[site].call({}, request, seconds)
+
+
+class Relayed:
+    """The carrier over an engine: its own process keeps a door in ``folder``, opened by ``relay``."""
+
+    def __init__(self, folder: Path) -> None:
+        self._knock = Knock(folder)
+
+    def call(self, site: str, request: bytes, seconds: float) -> bytes:
+        """What the site said to the request. Raises Lost."""
+        return self._knock.call({"site": site, "seconds": seconds}, request, seconds + 5.0)
+
+
+def relay(folder: Path, forward: Forward) -> Door:
+    """Opens the door through which an engine's process at the coordinator is handed requests to bring to sites."""
+    return Door(folder, lambda header, body: forward(str(header["site"]), body, float(header["seconds"])))
+
+
+def hand_in(folder: Path, request: bytes, seconds: float) -> bytes:
+    """Hands a request that an engine has brought to the site whose door is in ``folder``; returns what it says.
+
+    For an engine's process at a site. A site that is just starting again is waited for. Raises Lost.
+    """
+    until, knock = time.monotonic() + seconds, Knock(folder)
+    try:
+        while True:
+            try:
+                return knock.call({}, request, max(0.1, until - time.monotonic()))
+            except Lost:
+                if time.monotonic() + 0.2 > until:
+                    raise
+                time.sleep(0.2)
+    finally:
+        knock.close()
