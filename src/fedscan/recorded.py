@@ -42,6 +42,7 @@ class Letter:
     started: bool = False  # asked with ``start``: nobody waits for it
     again: bool = False  # asked before, without an answer that was accepted
     due: float = 0.0  # in a simulation, when a started question is answered
+    known: frozenset[str] = frozenset()  # SHA-256 of weights in the message that the site has from an earlier one
 
 
 @dataclass
@@ -282,15 +283,16 @@ class Recorded:
             if id(message) not in parcels:
                 parcels[id(message)] = wire.pack(message)
             parcel = parcels[id(message)]
+            known = self._known(name, parcel)
             row = self.journal.row(turn)
             if row is None:
-                base = self.journal.base(name)
-                row = Row(turn, question.name, question.privacy, parcel.digest, self._down(name, parcel), now, base)
+                base, down = self.journal.base(name), parcel.nbytes - sum(parcel.blobs[d] - 32 for d in known)
+                row = Row(turn, question.name, question.privacy, parcel.digest, down, now, base)
                 self.journal.put(row)
             elif (row.asked, row.question) != (parcel.digest, question.name):
                 raise self._diverged(call, f"({question.name}) would now say something else to {name}")
             rows[name] = row
-            letters[name] = Letter(turn, question.name, message, parcel, row.base)
+            letters[name] = Letter(turn, question.name, message, parcel, row.base, known=known)
         return rows, letters
 
     def _diverged(self, call: int, what: str) -> Diverged:
@@ -299,10 +301,9 @@ class Recorded:
             "go on with that one, or begin a new run"
         )
 
-    def _down(self, site: str, parcel: Parcel) -> int:
-        """Bytes to a site: weights that it has from the last message it answered go by their hash."""
-        known = parcel.blobs.keys() & set(self.journal.held(site)) if parcel.blobs else set()
-        return parcel.nbytes - sum(parcel.blobs[digest] - 32 for digest in known)
+    def _known(self, site: str, parcel: Parcel) -> frozenset[str]:
+        """Weights of a message that a site has from the last one it answered: they go by their hash."""
+        return frozenset(parcel.blobs.keys() & set(self.journal.held(site))) if parcel.blobs else frozenset()
 
     def _accept(self, row: Row, answer: Answer, question: Question, parcel: Parcel) -> bool:
         """Decides what becomes of an answer, and writes it into its row. True where the round will see it."""

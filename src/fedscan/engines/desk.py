@@ -1,0 +1,302 @@
+"""A site's end of the conversation: requests in, answers out, each turn computed once and kept on the site's disk.
+
+A turn that was answered is answered again from there; what was lost on its way is only asked for again. Computing runs
+beside the conversation, so that a request for what is not ready yet is answered at once: it is being worked on.
+"""
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from fedscan import wire
+from fedscan.engines import envelope
+from fedscan.engines.envelope import ANSWER, EPOCH, PART, REQUEST, Seal, Talk
+from fedscan.engines.incoming import Incoming
+from fedscan.engines.local import Local, put_down
+from fedscan.engines.workers import Sealed
+from fedscan.memory import Damaged, Event, Receipt, nothing
+from fedscan.recorded import Letter
+from fedscan.site import Splits
+from fedscan.spec import Refused
+from fedscan.study import Study, Turn
+
+LONGEST_WAIT = 60.0  # seconds that a request may be kept waiting
+Permit = Callable[[str, int], str]  # question and bytes of its message -> why it is not answered now, or ""
+
+
+def anything(question: str, nbytes: int) -> str:
+    """Permits whatever the study asks."""
+    return ""
+
+
+@dataclass
+class Job:
+    """One turn that is worked on, and what became of it."""
+
+    turn: Turn
+    asked: str
+    done: threading.Event = field(default_factory=threading.Event)
+    told: dict[str, Any] = field(default_factory=dict)
+
+
+class Desk:
+    """One site of one study, over any carrier. ``handle`` may be called from several threads.
+
+    ``permit`` is asked before a question is answered, and may refuse it by a Refused; ``hide`` takes out of a sentence
+    what must not leave; ``log`` is told what happened, in full, and keeps it here.
+    """
+
+    def __init__(
+        self, study: Study, name: str, folder: Path, talk: Talk, seal: Seal, *,
+        about: Callable[[], Mapping[str, Any]] = dict, permit: Permit = anything, most: int = 1 << 40,
+        hide: Callable[[str], str] = str, log: Callable[[str], None] = nothing, durable: bool = True,
+        event: Event = nothing,
+    ) -> None:  # fmt: skip
+        self.name, self.folder, self.talk, self.seal = name, folder, talk, seal
+        self.about, self.permit, self.hide, self.log = about, permit, hide, log
+        self.event, self.durable, self.most = event, durable, most
+        self.beats = 0  # batches and cases that were worked on
+        self.study = replace(study, data=self._beating(study))
+        self._runs: dict[str, Run] = {}
+        self._lock = threading.Lock()
+
+    def _beating(self, study: Study) -> Callable[[str], Splits]:
+        return lambda name: Splits(*(Beating(split, self._beat) for split in study.data(name)))
+
+    def _beat(self) -> None:
+        self.beats += 1
+
+    def handle(self, request: bytes) -> bytes:
+        """What the site says to a request. Whatever is wrong with it is said in one sentence, and nothing is done."""
+        run, body = "", b""
+        try:
+            header, data = envelope.opened(REQUEST, request, self.talk, self.talk.coordinator, self.seal)
+            run = str(header.get("run"))
+            told, body = self._run(run).act(header, data)
+        except Refused as e:
+            self.log(f"not heard: {e}")
+            told = {"status": "unheard", "why": self.hide(str(e))[:500]}
+        talk = replace(self.talk, run=run)
+        told = {**told, "of": envelope.mark(request)}
+        return envelope.sealed(ANSWER, told, body, talk, self.talk.coordinator, self.seal)
+
+    def _run(self, run: str) -> "Run":
+        if len(run) != 32 or set(run) - set("0123456789abcdef"):
+            raise Refused("a run is named by 32 hexadecimal digits")
+        with self._lock:
+            if run not in self._runs:
+                self._runs[run] = Run(self, self.folder / run)
+            return self._runs[run]
+
+
+class Run:
+    """One run at a site: what it remembers of it, and the turn that is worked on."""
+
+    def __init__(self, desk: Desk, folder: Path) -> None:
+        self.desk, self.folder = desk, folder
+        folder.mkdir(parents=True, exist_ok=True)
+        names = (desk.name,)
+        self.local = Local(replace(desk.study, names=names), folder, durable=desk.durable, event=desk.event)
+        self.disk = self.local.disks[desk.name]
+        self.incoming = Incoming(folder / "incoming", desk.most)
+        self.epoch, self.past = self._marks()
+        self.number = self.epoch * EPOCH
+        self.kept: set[tuple[int, int]] = set()
+        self.job: Job | None = None
+        self.lock = threading.Lock()
+
+    # -- requests ----------------------------------------------------------------------------------------------------
+
+    def act(self, header: Mapping[str, Any], body: memoryview) -> tuple[dict[str, Any], bytes]:
+        """Does what a request says, if it is newer than all before. Raises Refused for what is malformed."""
+        with self.lock:
+            self._hold_number(header.get("number"))
+            match header:
+                case {"act": "hello"}:
+                    return {"status": "ready", **self.desk.about()}, b""
+                case {"act": "part", "payload": str(payload), "at": int(at), "total": int(total)}:
+                    return {"status": "have", "have": self.incoming.put(payload, at, total, body)}, b""
+                case {"act": "fetch", "turn": [int(round), int(call)], "answered": str(answered), "at": int(at)}:
+                    return self._fetch((round, call), answered, at)
+                case {"act": "settle"}:
+                    self._settle(header)
+                    return {"status": "settled"}, b""
+                case {"act": "ask"}:
+                    self._settle(header)
+                    job = self._ask(header, body)
+                case _:
+                    raise Refused("a request of a kind that this version does not know")
+        if isinstance(job, dict):
+            return self._with_answer(job)
+        job.done.wait(min(float(header.get("wait", 0.0)), LONGEST_WAIT))
+        if not job.done.is_set():
+            return {"status": "working", "beats": self.desk.beats}, b""
+        return self._with_answer(job.told)
+
+    def _ask(self, header: Mapping[str, Any], body: memoryview) -> Job | dict[str, Any]:
+        """The work on a turn, begun if it has to be, or what there is to say of it at once."""
+        match header:
+            case {"turn": [int(round), int(call)], "question": str(question), "asked": str(asked), "base": base}:
+                turn, key = Turn(round, call, self.desk.name), (round, call)
+            case _:
+                raise Refused("a question without its turn, its base or the digest of its message")
+        if self.job and (self.job.turn, self.job.asked) == (turn, asked) and self.job.told.get("status") != "unable":
+            return self.job
+        known = self.disk.receipt(key)
+        if known and self.disk.sound(key, known):
+            if known.asked != asked:
+                return refusal(f"{turn.site} was asked something else under turn {turn}")
+            return answered(key, known)
+        if round <= self.past and key not in self.kept:
+            raise Refused(f"round {round}, call {call} was settled: an old question was played again")
+        if self.job and not self.job.done.is_set():
+            return {"status": "working", "beats": self.desk.beats}  # on what was asked before
+        try:
+            if why := self.desk.permit(question, size_of(header)):
+                return {"status": "unable", "why": why}
+            message = self.incoming.message(header, body)
+        except Refused as e:
+            return refusal(self.desk.hide(str(e)))
+        if isinstance(message, str):
+            return {"status": "need", "what": message, "have": self.incoming.have(str(header["payload"]))}
+        letter = Letter(turn, question, message, Sealed(b"", asked), base_of(base))
+        return self._begin(letter)
+
+    def _begin(self, letter: Letter) -> Job:
+        self.job = job = Job(letter.turn, letter.parcel.digest)
+        threading.Thread(target=self._work, args=(job, letter), daemon=True).start()
+        return job
+
+    def _work(self, job: Job, letter: Letter) -> None:
+        """Computes a turn and puts it on the disk, whole, before anybody is told of it."""
+        turn, where = letter.turn, f"{letter.question} in round {letter.turn.round}"
+        try:
+            answer = self.local.answer(letter)
+            if answer.refused:
+                job.told = refusal(self.desk.hide(answer.refused))
+            else:
+                computed = self.local.hand_over(turn)
+                assert computed is not None
+                put_down(self.disk, answer, *computed, whole=True)
+                job.told = answered((turn.round, turn.call), computed.receipt)
+            self.desk.log(f"{where}: {answer.refused or 'answered'}")
+        except OSError as e:
+            self.desk.log(f"{where}: {e}")
+            why = f"{turn.site} cannot write to its disk ({e.strerror or type(e).__name__})"
+            job.told = {"status": "unable", "why": why}
+        except Exception as e:  # a fault of a method or of the site's own files: said in full only here
+            self.desk.log(f"{where}: {type(e).__name__}: {e}")
+            what = "its memory is damaged" if isinstance(e, Damaged) else type(e).__name__
+            job.told = {"status": "failed", "why": f"{where} failed at {turn.site} ({what}): its own log says why"}
+        finally:
+            job.done.set()
+
+    def _with_answer(self, told: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
+        """What is said of an answer, and the answer itself where it is small."""
+        if told["status"] != "answered" or told["nbytes"] > PART:
+            return told, b""
+        return told, self.disk.answer(tuple(told["turn"])).read_bytes()
+
+    def _fetch(self, turn: tuple[int, int], digest: str, at: int) -> tuple[dict[str, Any], bytes]:
+        """A part of an answer that is on the disk."""
+        known = self.disk.receipt(turn)
+        if known is None or known.answered != digest or not 0 <= at <= known.nbytes:
+            raise Refused(f"there is no answer of round {turn[0]}, call {turn[1]} with that digest here")
+        with self.disk.answer(turn).open("rb") as file:
+            file.seek(at)
+            return {"status": "part", "at": at}, file.read(PART)
+
+    # -- what is past ------------------------------------------------------------------------------------------------
+
+    def _settle(self, header: Mapping[str, Any]) -> None:
+        """Drops the turns of rounds that the coordinator has settled; a round is settled once, and never unsettled."""
+        match header:
+            case {"past": int(past), "keep": [*keep]} if past > self.past:
+                self.kept = {base for base in map(base_of, keep) if base is not None}
+            case _:
+                return
+        if self.job and not self.job.done.is_set():
+            return  # its turn is not on the disk yet: after it, then
+        self.disk.settle(self.kept)
+        self.incoming.drop()
+        self._mark(self.epoch, past)
+
+    def _hold_number(self, number: object) -> None:
+        """Raises Refused unless a request is newer than every one before it, also before a restart of this process."""
+        if type(number) is not int or number <= self.number:
+            raise Refused("a request that is not newer than the last one: it was played again, or came late")
+        if number // EPOCH > self.epoch:
+            self._mark(number // EPOCH, self.past)
+        self.number = number
+
+    def _marks(self) -> tuple[int, int]:
+        path = self.folder / "marks.json"
+        if not path.exists():
+            return 0, -1
+        try:
+            told = wire.loads(path.read_bytes())
+            return int(told["epoch"]), int(told["past"])
+        except (ValueError, TypeError, KeyError) as e:
+            raise Damaged(f"{path} is damaged: restore it from a copy, or have a new run begun") from e
+
+    def _mark(self, epoch: int, past: int) -> None:
+        self.epoch, self.past = epoch, past
+        text = wire.dumps({"epoch": epoch, "past": past}).encode()
+        wire.replace_file(self.folder / "marks.json", lambda file: file.write(text), durable=self.desk.durable)
+
+
+class Beating:
+    """A split that tells when a batch or a case of it is worked on."""
+
+    def __init__(self, split: Any, beat: Callable[[], None]) -> None:
+        self._split, self._beat = split, beat
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._split, name)
+
+    def __len__(self) -> int:
+        return len(self._split)
+
+    def batches(self, *args: Any) -> Iterator[Any]:
+        """The batches of the split."""
+        for batch in self._split.batches(*args):
+            self._beat()
+            yield batch
+
+    def case(self, i: int) -> Any:
+        """Case ``i`` of the split."""
+        self._beat()
+        return self._split.case(i)
+
+
+def refusal(why: str) -> dict[str, Any]:
+    """What is said of a question that is refused."""
+    return {"status": "refused", "why": why[:500]}
+
+
+def answered(turn: Sequence[int], receipt: Receipt) -> dict[str, Any]:
+    """What is said of a turn that is answered."""
+    return {
+        "status": "answered", "turn": list(turn), "answered": receipt.answered, "nbytes": receipt.nbytes,
+        "seconds": receipt.seconds, "changed": receipt.changed,
+    }  # fmt: skip
+
+
+def base_of(base: object) -> tuple[int, int] | None:
+    """The turn that a memory is of, as it came. Raises Refused for what is none."""
+    match base:
+        case None:
+            return None
+        case [int(round), int(call)]:
+            return round, call
+    raise Refused("a base that is no turn")
+
+
+def size_of(header: Mapping[str, Any]) -> int:
+    """The bytes of the message that a request speaks of."""
+    size = header.get("nbytes")
+    if type(size) is not int or size < 0:
+        raise Refused("a question without the size of its message")
+    return size

@@ -1,0 +1,249 @@
+"""Sites that are elsewhere: the engine over a carrier that may lose, repeat, delay and reorder what it carries.
+
+For each site one thread asks, and asks again until there is an answer. A deadline is a lease: it is renewed whenever
+the site shows progress, so a big hospital is not dropped while it works, and a dead one costs no more than one lease.
+What becomes of an answer is for the run to decide and to record; here nothing is decided.
+"""
+
+import hashlib
+import math
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fedscan import wire
+from fedscan.engines import envelope
+from fedscan.engines.doors import Carrier, Lost
+from fedscan.engines.envelope import ANSWER, EPOCH, PART, REQUEST, Seal, Talk
+from fedscan.engines.outgoing import Outgoing
+from fedscan.memory import Base, Event, digest_of, nothing
+from fedscan.recorded import Answer, Letter
+from fedscan.spec import Refused
+from fedscan.study import Study, Turn
+
+LEASE = 600.0  # seconds without any progress after which a site is absent
+PATIENCE = 10.0  # seconds that a site may keep a request waiting for its answer
+SLACK = 20.0  # seconds more in which what was said has to come through
+PAUSES = (0.05, 2.0)  # seconds before what was lost is asked for again: at first, and at most
+Tell = Callable[[str, str], None]  # site, and what it is waited for, in a sentence
+
+
+def nobody(site: str, sentence: str) -> None:
+    """Tells nobody."""
+
+
+class SiteFailed(RuntimeError):
+    """A site ended in an error, and would again. What went wrong stands in its own log."""
+
+
+class Line:
+    """The coordinator's end of the conversation with one site: requests sealed, what comes back held to them."""
+
+    def __init__(self, site: str, carrier: Carrier, talk: Talk, seal: Seal, epoch: int) -> None:
+        self.site, self.carrier, self.talk, self.seal = site, carrier, talk, seal
+        self._number = epoch * EPOCH
+
+    def say(
+        self, header: Mapping[str, Any], body: bytes | memoryview = b"", wait: float = 0.0
+    ) -> tuple[dict[str, Any], memoryview]:
+        """What the site says. Raises Lost, with a sentence, where nothing comes, or nothing that can be believed."""
+        self._number += 1
+        whole = {**header, "number": self._number, "wait": wait}
+        request = envelope.sealed(REQUEST, whole, body, self.talk, self.site, self.seal)
+        data = self.carrier.call(self.site, request, wait + SLACK)
+        try:
+            told, out = envelope.opened(ANSWER, data, self.talk, self.site, self.seal)
+        except Refused as e:
+            raise Lost(str(e)) from e
+        if told.get("of") != envelope.mark(request):
+            raise Lost(f"{self.site} answered another request")
+        if told.get("status") == "unheard":
+            raise Lost(f"{self.site} does not take the request: {str(told.get('why'))[:500]}")
+        return told, out
+
+
+class Remote:
+    """The engine of studies between hospitals, for one process of the coordinator.
+
+    ``epoch`` has to be larger than that of every earlier start of the same run; ``most`` says how many bytes an answer
+    to a question may have.
+    """
+
+    def __init__(
+        self, study: Study, folder: Path, carrier: Carrier, talk: Talk, seal: Seal, epoch: int, *,
+        most: Callable[[str], int] = lambda question: 1 << 40, lease: float = LEASE, patience: float = PATIENCE,
+        durable: bool = True, tell: Tell = nobody, event: Event = nothing,
+    ) -> None:  # fmt: skip
+        self.study, self.names, self.folder, self.most = study, study.names, folder, most
+        self.lease, self.patience, self.durable, self.tell, self.event = lease, patience, durable, tell, event
+        self.lines = {name: Line(name, carrier, talk, seal, epoch) for name in study.names}
+        (folder / "answers").mkdir(parents=True, exist_ok=True)
+        self._letters: dict[str, queue.Queue[Letter | None]] = {name: queue.Queue() for name in study.names}
+        self._done: dict[bool, queue.Queue[Answer | Exception]] = {True: queue.Queue(), False: queue.Queue()}
+        self._settled: dict[str, Mapping[str, Any]] = {name: {} for name in study.names}
+        self._round = 0
+        self._closing = threading.Event()
+        for name in study.names:
+            threading.Thread(target=self._serve, args=(name,), daemon=True).start()
+
+    # -- the promise of an engine ------------------------------------------------------------------------------------
+
+    def send(self, letters: Sequence[Letter]) -> None:
+        """Puts letters on their way."""
+        for letter in letters:
+            self._round = max(self._round, letter.turn.round)
+            self._letters[letter.turn.site].put(letter)
+
+    def receive(self, started: bool) -> Answer:
+        """The next answer, in the order in which they really came."""
+        answer = self._done[started].get()
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def keep(self, answers: Sequence[Answer], whole: bool) -> None:
+        """Nothing is left to do: sites kept their memories, and answers are files, before anybody was told of them."""
+
+    def settle(self, needed: Callable[[str], Sequence[Base]]) -> None:
+        """Drops the answers of what is past, and has the sites told with the next question what they may drop."""
+        waited_for = set()
+        for name in self.names:
+            kept = [base for base in needed(name) if base is not None]
+            self._settled[name] = {"past": self._round, "keep": [list(base) for base in kept]}
+            waited_for |= {self._file(Turn(*base, name)).name for base in kept}
+        for path in (self.folder / "answers").iterdir():
+            if path.name.removesuffix(".partial") not in waited_for:
+                path.unlink()
+
+    def close(self) -> None:
+        """Asks nobody any more. What sites work on is theirs, and is asked for when the run goes on."""
+        self._closing.set()
+        for letters in self._letters.values():
+            letters.put(None)
+
+    # -- one site ----------------------------------------------------------------------------------------------------
+
+    def _serve(self, site: str) -> None:
+        """Brings one letter after another to a site, until the engine is closed."""
+        while (letter := self._letters[site].get()) is not None and not self._closing.is_set():
+            found: Answer | Exception
+            try:
+                found = self._answer(letter)
+            except Exception as e:  # it is raised where the answer is waited for
+                found = e
+            self._done[letter.started].put(found)
+
+    def _answer(self, letter: Letter) -> Answer:
+        """What a site answers, however often it has to be asked; absent once its lease has run out."""
+        site, line = letter.turn.site, self.lines[letter.turn.site]
+        out, lease, pause = Outgoing(letter), Lease(self.lease), PAUSES[0]
+        while not self._closing.is_set():
+            try:
+                told, body = line.say({**out.header, **self._settled[site]}, out.body, self.patience)
+                match told.get("status"):
+                    case "answered":
+                        return self._taken(letter, told, body, lease)
+                    case "refused":
+                        return Answer(letter.turn, refused=str(told.get("why"))[:500], changed=False)
+                    case "failed":
+                        raise SiteFailed(str(told.get("why"))[:500])
+                    case "need":
+                        self._send_parts(line, out, told, lease)
+                    case "working":
+                        lease.progress(told.get("beats"))
+                        self.tell(site, f"works on {letter.question}{lease.told()}")
+                    case _:
+                        raise Lost(str(told.get("why"))[:500])
+                pause = PAUSES[0]
+            except Lost as e:
+                self.tell(site, f"is waited for: {e}{lease.told()}")
+                if self._closing.wait(min(pause, max(0.0, lease.left))):
+                    break
+                pause = min(2 * pause, PAUSES[1])
+                why = str(e)
+            else:
+                why = "it shows no progress"
+            if lease.left <= 0:
+                self.tell(site, f"is absent: {why}")
+                return Answer(letter.turn, absent=f"no answer within a lease of {self.lease:g} s: {why}"[:500])
+        return Answer(letter.turn, absent="the run was stopped")
+
+    def _send_parts(self, line: Line, out: Outgoing, told: Mapping[str, Any], lease: "Lease") -> None:
+        """Sends what a site still needs of a message: all its weights, or the parts of a large one."""
+        if told.get("what") == "lacks":
+            out.send_whole()
+        have, total = told.get("have"), out.header["travels"]
+        while out.large and type(have) is int and 0 <= have < total and not self._closing.is_set():
+            header = {"act": "part", "payload": out.header["payload"], "at": have, "total": total}
+            said, _ = line.say(header, out.part(have))
+            lease.progress(have)
+            have = said.get("have")
+
+    def _taken(self, letter: Letter, told: Mapping[str, Any], body: memoryview, lease: "Lease") -> Answer:
+        """An answer as a file of the run's folder. Raises Lost for what is not what the site says that it is."""
+        match told:
+            case {"answered": str(digest), "nbytes": int(size), "seconds": int() | float() as seconds,
+                  "changed": bool(changed)} if size >= 0 and math.isfinite(seconds) and seconds >= 0:  # fmt: skip
+                pass
+            case _:
+                raise Lost(f"{letter.turn.site} describes its answer as nobody does")
+        if size > (most := self.most(letter.question)):
+            why = f"the answer of {letter.turn.site} to {letter.question} has {size} bytes; at most {most} are taken"
+            return Answer(letter.turn, refused=why, changed=False)
+        path = self._file(letter.turn)
+        if len(body) == size:
+            if hashlib.sha256(body).hexdigest() != digest:
+                raise Lost(f"the answer of {letter.turn.site} is not what its digest says")
+            wire.put_file(path, lambda file: file.write(body), durable=self.durable)
+        else:
+            self._fetch(letter, digest, size, path, lease)
+        self.event(f"taken {letter.turn}")
+        return Answer(letter.turn, None, path, "", "", digest, size, float(seconds), changed)
+
+    def _fetch(self, letter: Letter, digest: str, size: int, path: Path, lease: "Lease") -> None:
+        """Fetches a large answer part by part, going on where an earlier attempt ended."""
+        line, partial = self.lines[letter.turn.site], path.with_name(path.name + ".partial")
+        turn = [letter.turn.round, letter.turn.call]
+        with partial.open("ab") as file:
+            while (at := file.tell()) < size:
+                _, body = line.say({"act": "fetch", "turn": turn, "answered": digest, "at": at})
+                if not 0 < len(body) <= min(PART, size - at):
+                    raise Lost(f"{letter.turn.site} sent {len(body)} bytes of an answer where some were to come")
+                file.write(body)
+                lease.progress(at)
+            if self.durable:
+                file.flush()
+                os.fsync(file.fileno())
+        if digest_of(partial) != digest:
+            partial.unlink()
+            raise Lost(f"the answer of {letter.turn.site} is not what its digest says")
+        partial.rename(path)
+
+    def _file(self, turn: Turn) -> Path:
+        return self.folder / "answers" / f"{turn}.safetensors"
+
+
+class Lease:
+    """How long a site that shows no progress is still waited for."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds, self._since = seconds, time.monotonic()
+        self._seen: object = None
+
+    def progress(self, seen: object) -> None:
+        """Renews the lease if what is seen is not what was seen before."""
+        if seen != self._seen:
+            self._seen, self._since = seen, time.monotonic()
+
+    @property
+    def left(self) -> float:
+        """Seconds until it has run out."""
+        return self._since + self.seconds - time.monotonic()
+
+    def told(self) -> str:
+        """Until when, in words."""
+        return f" (until {time.strftime('%H:%M:%S', time.localtime(time.time() + max(0.0, self.left)))})"
