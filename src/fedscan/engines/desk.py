@@ -19,10 +19,11 @@ from fedscan.engines.workers import Sealed
 from fedscan.memory import Damaged, Event, Receipt, nothing
 from fedscan.recorded import Letter
 from fedscan.site import Splits
-from fedscan.spec import Refused
+from fedscan.spec import Refused, Spec, brief
 from fedscan.study import Study, Turn
 
 LONGEST_WAIT = 60.0  # seconds that a request may be kept waiting
+MOST_RUNS = 64  # of one study that a process of a site takes part in
 Permit = Callable[[str, int], str]  # question and bytes of its message -> why it is not answered now, or ""
 
 
@@ -35,7 +36,7 @@ def anything(question: str, nbytes: int) -> str:
 class Job:
     """One turn that is worked on, and what became of it."""
 
-    turn: Turn
+    key: tuple[int, int]  # round and call
     asked: str
     done: threading.Event = field(default_factory=threading.Event)
     told: dict[str, Any] = field(default_factory=dict)
@@ -44,17 +45,19 @@ class Job:
 class Desk:
     """One site of one study, over any carrier. ``handle`` may be called from several threads.
 
-    ``permit`` is asked before a question is answered, and may refuse it by a Refused; ``hide`` takes out of a sentence
-    what must not leave; ``log`` is told what happened, in full, and keeps it here.
+    ``about`` is what the site says of itself when it is greeted; ``facts`` names its cases, and a run goes on only with
+    those that it began with. ``permit`` is asked before a question is answered, and may refuse it by a Refused;
+    ``hide`` takes out of a sentence what must not leave; ``log`` is told what happened, in full, and keeps it here.
     """
 
     def __init__(
         self, study: Study, name: str, folder: Path, talk: Talk, seal: Seal, *,
-        about: Callable[[], Mapping[str, Any]] = dict, permit: Permit = anything, most: int = 1 << 40,
+        about: Callable[[], Mapping[str, Any]] = dict, facts: str = "", permit: Permit = anything, most: int = 1 << 40,
         hide: Callable[[str], str] = str, log: Callable[[str], None] = nothing, durable: bool = True,
         event: Event = nothing,
     ) -> None:  # fmt: skip
         self.name, self.folder, self.talk, self.seal = name, folder, talk, seal
+        self.facts, self.ended = facts, threading.Event()
         self.about, self.permit, self.hide, self.log = about, permit, hide, log
         self.event, self.durable, self.most = event, durable, most
         self.beats = 0  # batches and cases that were worked on
@@ -73,20 +76,34 @@ class Desk:
         run, body = "", b""
         try:
             header, data = envelope.opened(REQUEST, request, self.talk, self.talk.coordinator, self.seal)
-            run = str(header.get("run"))
+            run = run_of(header)
             told, body = self._run(run).act(header, data)
         except Refused as e:
-            self.log(f"not heard: {e}")
-            told = {"status": "unheard", "why": self.hide(str(e))[:500]}
+            self.log(f"not heard: {envelope.plain(e)}")
+            told = {"status": "unheard", "why": self.hide(str(e))}
+        except Exception as e:  # a full disk, or a fault here: what is wrong in full is said only here
+            self.log(f"could not do what was asked: {type(e).__name__}: {envelope.plain(e)}")
+            what = (isinstance(e, OSError) and e.strerror) or type(e).__name__
+            told = {"status": "unable", "why": f"{self.name} could not do what it was asked ({what}): its log says why"}
+        if "why" in told:
+            told["why"] = envelope.plain(told["why"])
         talk = replace(self.talk, run=run)
         told = {**told, "of": envelope.mark(request)}
         return envelope.sealed(ANSWER, told, body, talk, self.talk.coordinator, self.seal)
 
+    def takes(self, question: str) -> Spec | None:
+        """What a question's message holds, where it says so. Raises Refused for a question that is not the study's."""
+        if question not in self.study.questions:
+            names = ", ".join(self.study.questions)
+            raise Refused(f"{self.name} does not answer {brief(question)}; it answers {names}")
+        takes = self.study.questions[question].takes
+        return None if takes is None else takes(self.study.terms)
+
     def _run(self, run: str) -> "Run":
-        if len(run) != 32 or set(run) - set("0123456789abcdef"):
-            raise Refused("a run is named by 32 hexadecimal digits")
         with self._lock:
             if run not in self._runs:
+                if len(self._runs) >= MOST_RUNS:
+                    raise Refused(f"{self.name} takes part in {MOST_RUNS} runs already: start it again")
                 self._runs[run] = Run(self, self.folder / run)
             return self._runs[run]
 
@@ -101,9 +118,9 @@ class Run:
         self.local = Local(replace(desk.study, names=names), folder, durable=desk.durable, event=desk.event)
         self.disk = self.local.disks[desk.name]
         self.incoming = Incoming(folder / "incoming", desk.most)
-        self.epoch, self.past = self._marks()
+        self.epoch, self.past, self.kept = self._marks()
         self.number = self.epoch * EPOCH
-        self.kept: set[tuple[int, int]] = set()
+        self._hold_facts()
         self.job: Job | None = None
         self.lock = threading.Lock()
 
@@ -118,54 +135,58 @@ class Run:
                     return {"status": "ready", **self.desk.about()}, b""
                 case {"act": "part", "payload": str(payload), "at": int(at), "total": int(total)}:
                     return {"status": "have", "have": self.incoming.put(payload, at, total, body)}, b""
-                case {"act": "fetch", "turn": [int(round), int(call)], "answered": str(answered), "at": int(at)}:
-                    return self._fetch((round, call), answered, at)
-                case {"act": "settle"}:
-                    self._settle(header)
-                    return {"status": "settled"}, b""
-                case {"act": "ask"}:
+                case {"act": "fetch", "turn": turn, "answered": str(answered), "at": int(at)}:
+                    return self._fetch(turn_of(turn), answered, at)
+                case {"act": "end", "why": str(why), "over": bool(over)}:
+                    self.desk.log(envelope.plain(why))
+                    if over:
+                        self.desk.ended.set()
+                    return {"status": "ended"}, b""
+                case {"act": "ask", "wait": int() | float() as wait}:
                     self._settle(header)
                     job = self._ask(header, body)
                 case _:
                     raise Refused("a request of a kind that this version does not know")
         if isinstance(job, dict):
             return self._with_answer(job)
-        job.done.wait(min(float(header.get("wait", 0.0)), LONGEST_WAIT))
-        if not job.done.is_set():
-            return {"status": "working", "beats": self.desk.beats}, b""
+        job.done.wait(min(wait, LONGEST_WAIT))
+        if not job.done.is_set() or [*job.key] != header["turn"] or job.asked != header["asked"]:
+            return {"status": "working", "beats": self.desk.beats}, b""  # maybe on what was asked before
         return self._with_answer(job.told)
 
     def _ask(self, header: Mapping[str, Any], body: memoryview) -> Job | dict[str, Any]:
-        """The work on a turn, begun if it has to be, or what there is to say of it at once."""
+        """The work on a turn, begun if it has to be, or what there is to say of it at once.
+
+        While a site still works on what was asked before, that is the work to wait for.
+        """
         match header:
-            case {"turn": [int(round), int(call)], "question": str(question), "asked": str(asked), "base": base}:
-                turn, key = Turn(round, call, self.desk.name), (round, call)
+            case {"turn": turn, "question": str(question), "asked": str(asked), "base": base}:
+                key, base = turn_of(turn), None if base is None else turn_of(base)
             case _:
                 raise Refused("a question without its turn, its base or the digest of its message")
-        if self.job and (self.job.turn, self.job.asked) == (turn, asked) and self.job.told.get("status") != "unable":
+        if self.job and (self.job.key, self.job.asked) == (key, asked) and self.job.told.get("status") != "unable":
             return self.job
         known = self.disk.receipt(key)
         if known and self.disk.sound(key, known):
             if known.asked != asked:
-                return refusal(f"{turn.site} was asked something else under turn {turn}")
+                return refusal(f"{self.desk.name} was asked something else in round {key[0]}, call {key[1]}")
             return answered(key, known)
-        if round <= self.past and key not in self.kept:
-            raise Refused(f"round {round}, call {call} was settled: an old question was played again")
+        if key[0] <= self.past and key not in self.kept:
+            raise Refused(f"round {key[0]}, call {key[1]} was settled: an old question was played again")
         if self.job and not self.job.done.is_set():
-            return {"status": "working", "beats": self.desk.beats}  # on what was asked before
+            return self.job
         try:
             if why := self.desk.permit(question, size_of(header)):
-                return {"status": "unable", "why": why}
-            message = self.incoming.message(header, body)
+                return {"status": "unable", "why": self.desk.hide(why)}
+            message = self.incoming.message(header, body, self.desk.takes(question))
         except Refused as e:
             return refusal(self.desk.hide(str(e)))
         if isinstance(message, str):
             return {"status": "need", "what": message, "have": self.incoming.have(str(header["payload"]))}
-        letter = Letter(turn, question, message, Sealed(b"", asked), base_of(base))
-        return self._begin(letter)
+        return self._begin(Letter(Turn(*key, self.desk.name), question, message, Sealed(b"", asked), base))
 
     def _begin(self, letter: Letter) -> Job:
-        self.job = job = Job(letter.turn, letter.parcel.digest)
+        self.job = job = Job((letter.turn.round, letter.turn.call), letter.parcel.digest)
         threading.Thread(target=self._work, args=(job, letter), daemon=True).start()
         return job
 
@@ -214,37 +235,47 @@ class Run:
         """Drops the turns of rounds that the coordinator has settled; a round is settled once, and never unsettled."""
         match header:
             case {"past": int(past), "keep": [*keep]} if past > self.past:
-                self.kept = {base for base in map(base_of, keep) if base is not None}
+                kept = set(map(turn_of, keep))
             case _:
                 return
         if self.job and not self.job.done.is_set():
             return  # its turn is not on the disk yet: after it, then
-        self.disk.settle(self.kept)
+        self._mark(self.epoch, past, kept)
+        self.disk.settle(kept)
         self.incoming.drop()
-        self._mark(self.epoch, past)
 
     def _hold_number(self, number: object) -> None:
         """Raises Refused unless a request is newer than every one before it, also before a restart of this process."""
         if type(number) is not int or number <= self.number:
             raise Refused("a request that is not newer than the last one: it was played again, or came late")
         if number // EPOCH > self.epoch:
-            self._mark(number // EPOCH, self.past)
+            self._mark(number // EPOCH, self.past, self.kept)
         self.number = number
 
-    def _marks(self) -> tuple[int, int]:
+    def _hold_facts(self) -> None:
+        """Raises Refused where this run was begun with other cases."""
+        path, facts = self.folder / "cases", self.desk.facts.encode()
+        if not path.exists():
+            wire.replace_file(path, lambda file: file.write(facts), durable=self.desk.durable)
+        elif path.read_bytes() != facts:
+            raise Refused(
+                f"the cases of {self.desk.name} have changed since this run began: put them back, and join again"
+            )
+
+    def _marks(self) -> tuple[int, int, set[tuple[int, int]]]:
         path = self.folder / "marks.json"
         if not path.exists():
-            return 0, -1
+            return 0, -1, set()
         try:
             told = wire.loads(path.read_bytes())
-            return int(told["epoch"]), int(told["past"])
+            return int(told["epoch"]), int(told["past"]), set(map(turn_of, told["kept"]))
         except (ValueError, TypeError, KeyError) as e:
             raise Damaged(f"{path} is damaged: restore it from a copy, or have a new run begun") from e
 
-    def _mark(self, epoch: int, past: int) -> None:
-        self.epoch, self.past = epoch, past
-        text = wire.dumps({"epoch": epoch, "past": past}).encode()
+    def _mark(self, epoch: int, past: int, kept: set[tuple[int, int]]) -> None:
+        text = wire.dumps({"epoch": epoch, "past": past, "kept": sorted(kept)}).encode()
         wire.replace_file(self.folder / "marks.json", lambda file: file.write(text), durable=self.desk.durable)
+        self.epoch, self.past, self.kept = epoch, past, kept
 
 
 class Beating:
@@ -273,7 +304,7 @@ class Beating:
 
 def refusal(why: str) -> dict[str, Any]:
     """What is said of a question that is refused."""
-    return {"status": "refused", "why": why[:500]}
+    return {"status": "refused", "why": why}
 
 
 def answered(turn: Sequence[int], receipt: Receipt) -> dict[str, Any]:
@@ -284,14 +315,20 @@ def answered(turn: Sequence[int], receipt: Receipt) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def base_of(base: object) -> tuple[int, int] | None:
-    """The turn that a memory is of, as it came. Raises Refused for what is none."""
-    match base:
-        case None:
-            return None
-        case [int(round), int(call)]:
+def run_of(header: Mapping[str, Any]) -> str:
+    """The run that a request is of. Raises Refused for what can name none."""
+    run = header.get("run")
+    if not isinstance(run, str) or len(run) != 32 or set(run) - set("0123456789abcdef"):
+        raise Refused("a run is named by 32 hexadecimal digits")
+    return run
+
+
+def turn_of(turn: object) -> tuple[int, int]:
+    """Round and call, as they came. Raises Refused for what is no turn."""
+    match turn:
+        case [int(round), int(call)] if type(round) is type(call) is int and min(round, call) >= 0:
             return round, call
-    raise Refused("a base that is no turn")
+    raise Refused("a turn is two whole numbers, of its round and its call")
 
 
 def size_of(header: Mapping[str, Any]) -> int:

@@ -6,6 +6,7 @@ is an old one played again, is refused before anything is made of it.
 """
 
 import hashlib
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -82,6 +83,12 @@ def opened(kind: str, data: bytes, talk: Talk, sender: str, seal: Seal) -> tuple
     if header.get("body") != hashlib.sha256(body).hexdigest():
         raise Refused(f"the bytes of a {kind} by {who} were changed on their way")
     return header, body
+
+
+def plain(text: object) -> str:
+    """What somebody else wrote, as it can be signed, logged and shown: one line of at most 500 printable characters."""
+    normal = unicodedata.normalize("NFC", str(text)[:500])[:500]
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in normal)
 
 
 def mark(data: bytes) -> str:

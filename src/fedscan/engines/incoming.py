@@ -9,7 +9,7 @@ import numpy as np
 
 from fedscan import wire
 from fedscan.memory import digest_of
-from fedscan.spec import Refused
+from fedscan.spec import Refused, Spec
 from fedscan.wire import Parcel
 
 HELD = 2  # messages whose weights may be spoken of by their hash
@@ -32,6 +32,8 @@ class Incoming:
         if at != have or have == total:
             return have  # a part that came before, or too early
         self.folder.mkdir(exist_ok=True)
+        if have == 0:
+            self.drop()  # what else began to come is not waited for any more
         with path.open("ab") as file:
             file.write(data)
         if have + len(data) == total and digest_of(path) != payload:
@@ -48,8 +50,10 @@ class Incoming:
             raise Refused("a payload is named by 64 hexadecimal digits")
         return self.folder / payload
 
-    def message(self, header: Mapping[str, Any], body: memoryview) -> dict[str, Any] | str:
+    def message(self, header: Mapping[str, Any], body: memoryview, takes: Spec | None = None) -> dict[str, Any] | str:
         """The message that a question comes with, whole, or what is missing: ``LACKS`` or ``PARTS``.
+
+        What it ``takes`` says how much the message may announce.
 
         ``header`` has ``asked`` (the message's SHA-256), ``nbytes``, ``payload`` (the SHA-256 of what travels of it),
         ``travels`` (its bytes) and ``recipe`` (what goes where: bytes of the payload, or a hash and its bytes).
@@ -70,8 +74,11 @@ class Incoming:
             return PARTS
         data = self._made(recipe, payload, size) if recipe else payload
         if len(data) != size or hashlib.sha256(data).hexdigest() != asked:
+            if payload is not body and self.have(name):
+                self.drop()  # the disk did not keep what came in parts: it is needed again
+                return PARTS
             raise Refused("a message is not what its digest says")
-        message = wire.unpack(data, untold=wire.MOST)
+        message = wire.unpack(data, takes)
         self._held = [(asked, message, {}), *self._held][:HELD]
         return message
 
@@ -82,21 +89,23 @@ class Incoming:
 
     def _made(self, recipe: list[Any], payload: Any, size: int) -> bytearray:
         """A message put together from its payload and from what is held here."""
-        data, at, taken = bytearray(size), 0, 0
+        pieces: list[Any] = []
+        taken = 0
         for step in recipe:
             match step:
                 case int(length) if 0 <= length <= len(payload) - taken:
-                    pieces = [payload[taken : taken + length]]
+                    pieces.append(payload[taken : taken + length])
                     taken += length
                 case str(blob) if parcel := self._blob(blob):
-                    pieces = list(parcel.chunks())
+                    pieces.extend(parcel.chunks())
                 case _:
                     raise Refused("a recipe of a message that is none")
-            for piece in pieces:
-                if at + len(piece) > size:
-                    raise Refused("a recipe makes a longer message than was announced")
-                data[at : at + len(piece)] = piece
-                at += len(piece)
+        if sum(map(len, pieces)) != size:
+            raise Refused("a recipe makes another message than was announced")
+        data, at = bytearray(size), 0
+        for piece in pieces:
+            data[at : at + len(piece)] = piece
+            at += len(piece)
         return data
 
     def _blob(self, digest: str) -> Parcel | None:

@@ -12,6 +12,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from fedscan import wire
 from fedscan.engines import envelope
 from fedscan.engines.doors import Carrier, Lost
 from fedscan.engines.envelope import ANSWER, EPOCH, PART, REQUEST, Seal, Talk
+from fedscan.engines.incoming import LACKS
 from fedscan.engines.outgoing import Outgoing
 from fedscan.memory import Base, Event, digest_of, nothing
 from fedscan.recorded import Answer, Letter
@@ -28,6 +30,8 @@ from fedscan.study import Study, Turn
 LEASE = 600.0  # seconds without any progress after which a site is absent
 PATIENCE = 10.0  # seconds that a site may keep a request waiting for its answer
 SLACK = 20.0  # seconds more in which what was said has to come through
+LAST = 5.0  # seconds for what is said when the lease has all but run out
+MOST_SECONDS = 1e9  # that an answer may be said to have taken
 PAUSES = (0.05, 2.0)  # seconds before what was lost is asked for again: at first, and at most
 Tell = Callable[[str, str], None]  # site, and what it is waited for, in a sentence
 
@@ -45,24 +49,28 @@ class Line:
 
     def __init__(self, site: str, carrier: Carrier, talk: Talk, seal: Seal, epoch: int) -> None:
         self.site, self.carrier, self.talk, self.seal = site, carrier, talk, seal
+        self._any_run = replace(talk, run="")  # an answer names its request, and so the run
         self._number = epoch * EPOCH
 
     def say(
-        self, header: Mapping[str, Any], body: bytes | memoryview = b"", wait: float = 0.0
+        self, header: Mapping[str, Any], body: bytes | memoryview = b"", wait: float = 0.0, most: float = math.inf
     ) -> tuple[dict[str, Any], memoryview]:
-        """What the site says. Raises Lost, with a sentence, where nothing comes, or nothing that can be believed."""
+        """What the site says, which may take it ``wait`` seconds, and ``most`` with the way there and back.
+
+        Raises Lost, with a sentence, where nothing comes, or nothing that can be believed.
+        """
         self._number += 1
         whole = {**header, "number": self._number, "wait": wait}
         request = envelope.sealed(REQUEST, whole, body, self.talk, self.site, self.seal)
-        data = self.carrier.call(self.site, request, wait + SLACK)
+        data = self.carrier.call(self.site, request, min(wait + SLACK, most))
         try:
-            told, out = envelope.opened(ANSWER, data, self.talk, self.site, self.seal)
+            told, out = envelope.opened(ANSWER, data, self._any_run, self.site, self.seal)
         except Refused as e:
             raise Lost(str(e)) from e
         if told.get("of") != envelope.mark(request):
             raise Lost(f"{self.site} answered another request")
         if told.get("status") == "unheard":
-            raise Lost(f"{self.site} does not take the request: {str(told.get('why'))[:500]}")
+            raise Lost(f"{self.site} does not take the request: {envelope.plain(told.get('why'))}")
         return told, out
 
 
@@ -70,21 +78,23 @@ class Remote:
     """The engine of studies between hospitals, for one process of the coordinator.
 
     ``epoch`` has to be larger than that of every earlier start of the same run; ``most`` says how many bytes an answer
-    to a question may have.
+    to a question may have; ``longest`` is how many seconds a site is waited for, whatever progress it shows.
     """
 
     def __init__(
         self, study: Study, folder: Path, carrier: Carrier, talk: Talk, seal: Seal, epoch: int, *,
         most: Callable[[str], int] = lambda question: 1 << 40, lease: float = LEASE, patience: float = PATIENCE,
-        durable: bool = True, tell: Tell = nobody, event: Event = nothing,
+        longest: float = math.inf, durable: bool = True, tell: Tell = nobody, event: Event = nothing,
     ) -> None:  # fmt: skip
         self.study, self.names, self.folder, self.most = study, study.names, folder, most
-        self.lease, self.patience, self.durable, self.tell, self.event = lease, patience, durable, tell, event
+        self.lease, self.patience = lease, min(patience, lease / 4)  # so that progress is seen in time
+        self.longest, self.durable, self.tell, self.event = longest, durable, tell, event
         self.lines = {name: Line(name, carrier, talk, seal, epoch) for name in study.names}
         (folder / "answers").mkdir(parents=True, exist_ok=True)
         self._letters: dict[str, queue.Queue[Letter | None]] = {name: queue.Queue() for name in study.names}
         self._done: dict[bool, queue.Queue[Answer | Exception]] = {True: queue.Queue(), False: queue.Queue()}
         self._settled: dict[str, Mapping[str, Any]] = {name: {} for name in study.names}
+        self._spent: dict[str, tuple[int, Lease]] = {}  # of sites that were absent: in which round
         self._round = 0
         self._closing = threading.Event()
         for name in study.names:
@@ -106,7 +116,9 @@ class Remote:
         return answer
 
     def keep(self, answers: Sequence[Answer], whole: bool) -> None:
-        """Nothing is left to do: sites kept their memories, and answers are files, before anybody was told of them."""
+        """Sites kept their memories, and answers are files, before anybody was told: only their names may be lost."""
+        if self.durable:
+            wire.sync_folder(self.folder / "answers")
 
     def settle(self, needed: Callable[[str], Sequence[Base]]) -> None:
         """Drops the answers of what is past, and has the sites told with the next question what they may drop."""
@@ -140,54 +152,66 @@ class Remote:
     def _answer(self, letter: Letter) -> Answer:
         """What a site answers, however often it has to be asked; absent once its lease has run out."""
         site, line = letter.turn.site, self.lines[letter.turn.site]
-        out, lease, pause = Outgoing(letter), Lease(self.lease), PAUSES[0]
+        out, lease, pause = Outgoing(letter), self._lease(letter), 0.0
         while not self._closing.is_set():
+            asked, wait, why = time.monotonic(), min(self.patience, lease.left), ""
             try:
-                told, body = line.say({**out.header, **self._settled[site]}, out.body, self.patience)
+                most = max(lease.left, LAST)
+                told, body = line.say({**out.header, **self._settled[site]}, out.body, wait, most)
                 match told.get("status"):
                     case "answered":
                         return self._taken(letter, told, body, lease)
                     case "refused":
-                        return Answer(letter.turn, refused=str(told.get("why"))[:500], changed=False)
+                        return Answer(letter.turn, refused=envelope.plain(told.get("why")), changed=False)
                     case "failed":
-                        raise SiteFailed(str(told.get("why"))[:500])
+                        raise SiteFailed(envelope.plain(told.get("why")))
                     case "need":
                         self._send_parts(line, out, told, lease)
+                        asked = -math.inf
                     case "working":
                         lease.progress(told.get("beats"))
                         self.tell(site, f"works on {letter.question}{lease.told()}")
                     case _:
-                        raise Lost(str(told.get("why"))[:500])
-                pause = PAUSES[0]
+                        raise Lost(envelope.plain(told.get("why")))
             except Lost as e:
-                self.tell(site, f"is waited for: {e}{lease.told()}")
-                if self._closing.wait(min(pause, max(0.0, lease.left))):
-                    break
-                pause = min(2 * pause, PAUSES[1])
-                why = str(e)
-            else:
-                why = "it shows no progress"
-            if lease.left <= 0:
-                self.tell(site, f"is absent: {why}")
-                return Answer(letter.turn, absent=f"no answer within a lease of {self.lease:g} s: {why}"[:500])
+                why = f": {e}"
+                self.tell(site, f"is waited for{why}{lease.told()}")
+            if over := lease.over:
+                self._spent[site] = (letter.turn.round, lease)
+                self.tell(site, f"is absent: {over}{why}")
+                return Answer(letter.turn, absent=f"{over}{why}"[:500])
+            soon = time.monotonic() < asked + wait / 2  # not for a request that was kept as long as agreed
+            pause = min(max(2 * pause, PAUSES[0]), PAUSES[1]) if soon else 0.0
+            self._closing.wait(min(pause, lease.left))
         return Answer(letter.turn, absent="the run was stopped")
 
+    def _lease(self, letter: Letter) -> "Lease":
+        """A new lease; but what a site was absent with in this round is not granted twice, unless it shows progress."""
+        round, spent = self._spent.pop(letter.turn.site, (0, None))
+        return spent if spent and round == letter.turn.round and not letter.again else Lease(self.lease, self.longest)
+
     def _send_parts(self, line: Line, out: Outgoing, told: Mapping[str, Any], lease: "Lease") -> None:
-        """Sends what a site still needs of a message: all its weights, or the parts of a large one."""
-        if told.get("what") == "lacks":
+        """Sends what a site still needs of a message: all its weights, or the parts of a large one.
+
+        Raises Lost where nothing is left to send.
+        """
+        have = told.get("have")
+        if told.get("what") == LACKS and out.header["recipe"]:
             out.send_whole()
-        have, total = told.get("have"), out.header["travels"]
-        while out.large and type(have) is int and 0 <= have < total and not self._closing.is_set():
-            header = {"act": "part", "payload": out.header["payload"], "at": have, "total": total}
-            said, _ = line.say(header, out.part(have))
-            lease.progress(have)
+            have = 0
+        elif not out.large or type(have) is not int or not 0 <= have < out.header["travels"]:
+            raise Lost(f"{line.site} says that it lacks what it was sent")
+        payload, total = out.header["payload"], out.header["travels"]
+        while out.large and type(have) is int and 0 <= have < total and not self._closing.is_set() and not lease.over:
+            said, _ = line.say({"act": "part", "payload": payload, "at": have, "total": total}, out.part(have))
             have = said.get("have")
+            lease.further(payload, have)
 
     def _taken(self, letter: Letter, told: Mapping[str, Any], body: memoryview, lease: "Lease") -> Answer:
         """An answer as a file of the run's folder. Raises Lost for what is not what the site says that it is."""
         match told:
             case {"answered": str(digest), "nbytes": int(size), "seconds": int() | float() as seconds,
-                  "changed": bool(changed)} if size >= 0 and math.isfinite(seconds) and seconds >= 0:  # fmt: skip
+                  "changed": bool(changed)} if size >= len(body) and 0 <= seconds <= MOST_SECONDS:  # fmt: skip
                 pass
             case _:
                 raise Lost(f"{letter.turn.site} describes its answer as nobody does")
@@ -195,7 +219,7 @@ class Remote:
             why = f"the answer of {letter.turn.site} to {letter.question} has {size} bytes; at most {most} are taken"
             return Answer(letter.turn, refused=why, changed=False)
         path = self._file(letter.turn)
-        if len(body) == size:
+        if size <= PART:
             if hashlib.sha256(body).hexdigest() != digest:
                 raise Lost(f"the answer of {letter.turn.site} is not what its digest says")
             wire.put_file(path, lambda file: file.write(body), durable=self.durable)
@@ -214,7 +238,9 @@ class Remote:
                 if not 0 < len(body) <= min(PART, size - at):
                     raise Lost(f"{letter.turn.site} sent {len(body)} bytes of an answer where some were to come")
                 file.write(body)
-                lease.progress(at)
+                lease.further("answer", at + len(body))
+                if lease.over:
+                    raise Lost(f"{letter.turn.site} sends its answer too slowly")
             if self.durable:
                 file.flush()
                 os.fsync(file.fileno())
@@ -228,22 +254,38 @@ class Remote:
 
 
 class Lease:
-    """How long a site that shows no progress is still waited for."""
+    """How long a site is still waited for: ``seconds`` after its last progress, and no longer than ``longest``."""
 
-    def __init__(self, seconds: float) -> None:
-        self.seconds, self._since = seconds, time.monotonic()
+    def __init__(self, seconds: float, longest: float = math.inf) -> None:
+        self.seconds, self.longest, self._since = seconds, longest, time.monotonic()
+        self._end = self._since + longest
         self._seen: object = None
+        self._moved: dict[str, int] = {}
 
     def progress(self, seen: object) -> None:
         """Renews the lease if what is seen is not what was seen before."""
         if seen != self._seen:
             self._seen, self._since = seen, time.monotonic()
 
+    def further(self, what: str, moved: object) -> None:
+        """Renews the lease if more bytes of something have come over than ever before."""
+        if isinstance(moved, int) and moved > self._moved.get(what, 0):
+            self._moved[what], self._since = moved, time.monotonic()
+
     @property
     def left(self) -> float:
-        """Seconds until it has run out."""
-        return self._since + self.seconds - time.monotonic()
+        """Seconds until it has run out; never less than 0."""
+        return max(0.0, min(self._since + self.seconds, self._end) - time.monotonic())
+
+    @property
+    def over(self) -> str:
+        """Why the site is not waited for any more; empty while it is."""
+        if self.left > 0:
+            return ""
+        if time.monotonic() >= self._end:
+            return f"no answer within {self.longest:g} s, the longest that any site is waited for"
+        return f"no progress for {self.seconds:g} s"
 
     def told(self) -> str:
         """Until when, in words."""
-        return f" (until {time.strftime('%H:%M:%S', time.localtime(time.time() + max(0.0, self.left)))})"
+        return f" (until {time.strftime('%H:%M:%S', time.localtime(time.time() + self.left))})"
