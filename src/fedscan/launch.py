@@ -175,27 +175,28 @@ def describe(file: StudyFile, cases: Cases, study: Study, folder: Path, how: How
     folder.mkdir(parents=True, exist_ok=True)
     journal = Journal(folder)
     try:
-        known = journal.meta()
+        meta = journal.meta()
+        known = meta if "study" in meta else {}  # a run between hospitals has a name before it has a study
         facts = cases.facts()
         if known:
             hold_to(file, facts, known, folder, how)
         notes = [*cases.notes, *noted(file, known)]
-        meta = {
+        told = {
             "study": file.resolved(), "plain_hash": plain_hash(file), "numerics": file.numerics(), "facts": facts,
             "sites": [asdict(row) for row in cases.rows], "labels": named(cases), "versions": versions(),
             "weighty": [n for n, q in study.questions.items() if carries_weights(q.gives(study.terms).entries)],
             "names": list(study.names), "notes": notes, "travels": travels(file, study), "command": how.command,
         }  # fmt: skip
         if known:
-            meta["command"] = known.get("command", how.command)
-        texts = {k: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for k, v in meta.items()}
+            told["command"] = known.get("command", how.command)
+        texts = {k: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for k, v in told.items()}
         journal.set_meta(study_hash=study.hash, **texts)
         journal.commit()
     finally:
         journal.close()
     tree = {**file.resolved(), "numerics": file.numerics(), "hash": file.hash}
-    told = {"study.json": json.dumps(tree, indent=1, sort_keys=True, ensure_ascii=False) + "\n"}
-    for name, text in (told | ({"study.toml": file.text} if file.text else {})).items():
+    files = {"study.json": json.dumps(tree, indent=1, sort_keys=True, ensure_ascii=False) + "\n"}
+    for name, text in (files | ({"study.toml": file.text} if file.text else {})).items():
         wire.replace_file(folder / name, lambda out, text=text: out.write(text.encode()))  # type: ignore[misc]
 
 

@@ -78,6 +78,13 @@ class Show:
         if self.live:
             self.live.refresh()  # by hand: a thread that refreshes would not get along with forked workers
 
+    def waiting(self, site: str, sentence: str) -> None:
+        """What a hospital elsewhere does, or what is waited for, and until when."""
+        self.seen[site].state = sentence
+        self.say(f"  {site} {sentence}")
+        if self.live:
+            self.live.refresh()
+
     def count(self, site: str, row: Any) -> Seen:
         """What one turn sent and reported."""
         seen = self.seen[site]

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from fedscan.cli import agreeing, consortium, looking, running
+from fedscan.cli import agreeing, between, consortium, looking, running
 
 app = typer.Typer(
     name="fedscan",
@@ -36,6 +36,7 @@ def options(
 COMMANDS: tuple[Callable[..., None], ...] = (
     running.demo, running.run, running.compare, running.predict, running.report,
     looking.methods, looking.show, looking.models, looking.tasks, looking.ledger,
+    between.serve, between.join, between.status, between.stop,
 )  # fmt: skip
 for command in COMMANDS:
     app.command()(command)

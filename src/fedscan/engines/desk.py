@@ -14,15 +14,16 @@ from fedscan import wire
 from fedscan.engines import envelope
 from fedscan.engines.envelope import ANSWER, EPOCH, PART, REQUEST, Seal, Talk
 from fedscan.engines.incoming import Incoming
-from fedscan.engines.local import Local, put_down
+from fedscan.engines.local import Computed, Local, put_down
 from fedscan.engines.workers import Sealed
 from fedscan.memory import Damaged, Event, Receipt, nothing
-from fedscan.recorded import Letter
+from fedscan.recorded import Answer, Letter
 from fedscan.site import Splits
 from fedscan.spec import Refused, Spec, brief
 from fedscan.study import Study, Turn
 
 LONGEST_WAIT = 60.0  # seconds that a request may be kept waiting
+AFRESH = ("unable", "answered")  # a disk may have room by now; an answer is looked at where it lies
 MOST_RUNS = 64  # of one study that a process of a site takes part in
 Permit = Callable[[str, int], str]  # question and bytes of its message -> why it is not answered now, or ""
 
@@ -38,6 +39,8 @@ class Job:
 
     key: tuple[int, int]  # round and call
     asked: str
+    first: int  # beats of the desk when it was begun for the first time
+    computed: tuple[Answer, Computed | None] | None = None  # and not on the disk yet
     done: threading.Event = field(default_factory=threading.Event)
     told: dict[str, Any] = field(default_factory=dict)
 
@@ -60,7 +63,8 @@ class Desk:
         self.facts, self.ended = facts, threading.Event()
         self.about, self.permit, self.hide, self.log = about, permit, hide, log
         self.event, self.durable, self.most = event, durable, most
-        self.beats = 0  # batches and cases that were worked on
+        self.beats, self.again = 0, 0  # batches and cases that were worked on; those still to come once more
+        self.computing = threading.Lock()  # one turn at a time: the default generators are the process's
         self.study = replace(study, data=self._beating(study))
         self._runs: dict[str, Run] = {}
         self._lock = threading.Lock()
@@ -69,7 +73,10 @@ class Desk:
         return lambda name: Splits(*(Beating(split, self._beat) for split in study.data(name)))
 
     def _beat(self) -> None:
-        self.beats += 1
+        if self.again:
+            self.again -= 1
+        else:
+            self.beats += 1
 
     def handle(self, request: bytes) -> bytes:
         """What the site says to a request. Whatever is wrong with it is said in one sentence, and nothing is done."""
@@ -164,7 +171,7 @@ class Run:
                 key, base = turn_of(turn), None if base is None else turn_of(base)
             case _:
                 raise Refused("a question without its turn, its base or the digest of its message")
-        if self.job and (self.job.key, self.job.asked) == (key, asked) and self.job.told.get("status") != "unable":
+        if self.job and (self.job.key, self.job.asked) == (key, asked) and self.job.told.get("status") not in AFRESH:
             return self.job
         known = self.disk.receipt(key)
         if known and self.disk.sound(key, known):
@@ -186,7 +193,10 @@ class Run:
         return self._begin(Letter(Turn(*key, self.desk.name), question, message, Sealed(b"", asked), base))
 
     def _begin(self, letter: Letter) -> Job:
-        self.job = job = Job((letter.turn.round, letter.turn.call), letter.parcel.digest)
+        key, asked, before, beats = letter.turn[:2], letter.parcel.digest, self.job, self.desk.beats
+        again = before if before and (before.key, before.asked) == (key, asked) else None
+        self.job = job = Job(key, asked, again.first if again else beats, again.computed if again else None)
+        self.desk.again = beats - job.first  # what is done once more is no progress
         threading.Thread(target=self._work, args=(job, letter), daemon=True).start()
         return job
 
@@ -194,19 +204,22 @@ class Run:
         """Computes a turn and puts it on the disk, whole, before anybody is told of it."""
         turn, where = letter.turn, f"{letter.question} in round {letter.turn.round}"
         try:
-            answer = self.local.answer(letter)
+            if job.computed is None:
+                with self.desk.computing:
+                    job.computed = self.local.answer(letter), self.local.hand_over(turn)
+            answer, computed = job.computed
             if answer.refused:
                 job.told = refusal(self.desk.hide(answer.refused))
             else:
-                computed = self.local.hand_over(turn)
                 assert computed is not None
                 put_down(self.disk, answer, *computed, whole=True)
-                job.told = answered((turn.round, turn.call), computed.receipt)
+                job.told = answered(job.key, computed.receipt)
+            job.computed = None
             self.desk.log(f"{where}: {answer.refused or 'answered'}")
         except OSError as e:
             self.desk.log(f"{where}: {e}")
-            why = f"{turn.site} cannot write to its disk ({e.strerror or type(e).__name__})"
-            job.told = {"status": "unable", "why": why}
+            what = e.strerror or type(e).__name__
+            job.told = {"status": "unable", "why": f"{turn.site} cannot use its disk ({what}): its log says why"}
         except Exception as e:  # a fault of a method or of the site's own files: said in full only here
             self.desk.log(f"{where}: {type(e).__name__}: {e}")
             what = "its memory is damaged" if isinstance(e, Damaged) else type(e).__name__
@@ -250,6 +263,8 @@ class Run:
             raise Refused("a request that is not newer than the last one: it was played again, or came late")
         if number // EPOCH > self.epoch:
             self._mark(number // EPOCH, self.past, self.kept)
+            if self.job and self.job.told.get("status") == "failed":
+                self.job = None  # what failed may have been mended before the coordinator was started again
         self.number = number
 
     def _hold_facts(self) -> None:

@@ -138,7 +138,13 @@ class Knock:
             told, said = take(sock)
         except (OSError, Lost) as e:
             self.close()
-            why = f"nothing was said within {seconds:g} s" if isinstance(e, TimeoutError) else str(e)
+            match e:
+                case TimeoutError():
+                    why = f"nothing was said within {seconds:g} s"
+                case ConnectionError():
+                    why = "nobody is there"
+                case _:
+                    why = str(e)
             raise Lost(f"{self.folder.name}: {why}") from e
         if "lost" in told:
             raise Lost(str(told["lost"]))

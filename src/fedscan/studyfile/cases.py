@@ -13,7 +13,7 @@ from fedscan.data.check import Catalogue, check
 from fedscan.data.manifest import read_manifest
 from fedscan.data.partition import SPLITS, partition, split
 from fedscan.data.preprocess import Prepared, Recipe, prepare, unsuited
-from fedscan.data.records import Case, Manifest
+from fedscan.data.records import SINGLE_SITE, Case, Manifest
 from fedscan.ledger import SiteRow
 from fedscan.run import Problem
 from fedscan.studyfile.file import StudyFile, digest
@@ -83,13 +83,14 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fedscan"
 
 
-def read_cases(file: StudyFile, cache: Path | None = None, tell: Tell = silent) -> Cases:
+def read_cases(file: StudyFile, cache: Path | None = None, tell: Tell = silent, site: str = "") -> Cases:
     """Every site's cases, ready for training; what cannot be used is left out with its reason, up to a limit.
 
+    Where these are the scans of one hospital of several, ``site`` is its name, and they have no other.
     Raises Problem or ValueError, in one sentence, where the data do not suit the study.
     """
     cache = cache or cache_folder()
-    manifest, notes, about = listed(file, cache)
+    manifest, notes, about = listed(file, cache, site)
     labels = labels_of(file, manifest)
     manifest = replace(manifest, labels=flat(labels) if file.tables["task"].labels else manifest.labels)
     sequences = file.data.sequences or manifest.sequences
@@ -131,14 +132,18 @@ def hashes(case: Case, sequences: Sequence[str], cache: Path) -> list[str | None
     return [None if path is None else hash_of(path, cache) for path in paths]
 
 
-def listed(file: StudyFile, cache: Path) -> tuple[Manifest, tuple[str, ...], dict[str, str]]:
+def listed(file: StudyFile, cache: Path, site: str = "") -> tuple[Manifest, tuple[str, ...], dict[str, str]]:
     """The manifest of the sites that take part, notes on the data, and a few words on each site."""
     source = file.source
     if not source:
         raise Problem(f'{file.path}: no data; say cases = "FOLDER" in [data], or give --data FOLDER.')
     path = hospitals(file.data_seed, cache) if source == "demo" else Path(source)
     manifest = read_manifest(path)
-    if file.data.sites is not None:
+    if site:
+        if set(manifest.sites) - {site, SINGLE_SITE}:
+            raise Problem(f"{path}: some cases are of {manifest.sites[0]!r}, and this is {site!r}.")
+        manifest = replace(manifest, cases=tuple(replace(c, site=site) for c in manifest.cases))
+    elif file.data.sites is not None:
         for name in file.data.sites:
             if name not in manifest.sites:
                 known = ", ".join(manifest.sites)

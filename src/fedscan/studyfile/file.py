@@ -7,7 +7,7 @@ import re
 import shlex
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,12 @@ class StudyFile:
         raw = {**self.raw, "model": {"name": self.model, **self.model_options}}
         raw["method"] = {"name": method, **raw.get("methods", {}).get(method, {})}
         return read(raw, self.places, "", None)
+
+    def on(self, cases: Path) -> "StudyFile":
+        """The same study on the cases in another folder."""
+        data = self.data.model_copy(update={"cases": str(cases)})
+        places = replace(self.places, given=self.places.given | {("data", "cases")})
+        return replace(self, tables={**self.tables, "data": data}, places=places)
 
     @property
     def data(self) -> Data:

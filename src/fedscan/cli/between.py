@@ -1,0 +1,156 @@
+"""Commands that carry out a study between hospitals: the coordinator's, and those of a hospital."""
+
+import json as jsons
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fedscan.cli import common
+from fedscan.cli.running import CACHE, JSON, OUT, RUN, SET, ended, resuming, settings
+
+FOLDER = Annotated[Path, typer.Option(metavar="DIR", help="The member's folder.")]
+STUDY = Annotated[Path, typer.Argument(metavar="STUDY.toml", help="The study file.")]
+SITES = Annotated[
+    Path, typer.Option("--sites", metavar="DIR", help="Where the hospitals' folders lie, all on this machine.")
+]
+LEASE = Annotated[
+    float, typer.Option(min=1, metavar="SECONDS", help="How long a hospital without any progress is waited for.")
+]
+
+
+def serve(
+    study: STUDY,
+    folder: FOLDER,
+    sites: SITES,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run that lies in the folder.")] = False,
+    lease: LEASE = 600.0,
+    set_: SET = None,
+    out: OUT = None,
+    json: JSON = False,
+) -> None:
+    """Carry out a study between hospitals, once each of them is there and has agreed to exactly this study."""
+    from fedscan.consortium import member, serving
+    from fedscan.engines.doors import Doors
+    from fedscan.launch import How
+    from fedscan.live import Show
+    from fedscan.studyfile import load
+
+    file, home = load(study, settings(set_, None)), member.read(folder)
+    run = out or Path("runs") / file.folder
+    if resume and not resuming(run):
+        raise ValueError(f"{run} holds no run to go on with: leave out --resume, or name the run's folder by --out")
+    names = [m.name for m in home.roster.lines if m.role == "site" and m.revoked is None]
+    try:
+        with Show([], file.rounds, title=file.name) as show:
+            how = How(resume, command=common.rerun(), watch=show, tell=common.quiet_while(show))
+            table = serving.Table(home, Doors({name: sites / name for name in names}), lease, how, show.waiting)
+            page = serving.serve(file, run, table)
+    except KeyboardInterrupt:
+        raise typer.Exit(common.interrupted(*resuming(run))) from None
+    except Exception as e:
+        e.again = resuming(run)  # type: ignore[attr-defined]
+        raise
+    ended(run, page, json)
+
+
+def join(
+    folder: FOLDER,
+    study: Annotated[
+        str | None, typer.Argument(metavar="STUDY", help="The study's file or hash (default: the one approved last).")
+    ] = None,
+    cache: CACHE = None,
+    json: Annotated[bool, typer.Option("--json", help="Write the log as JSON, a line for each event.")] = False,
+) -> None:
+    """Answer for a hospital in a study that it has agreed to, until the study is over or Ctrl-C."""
+    from fedscan.consortium import joining
+    from fedscan.consortium.proposals import office
+    from fedscan.consortium.words import words
+    from fedscan.engines.doors import Door
+
+    at = office(folder)
+    file = at.study(study) if study else joining.last_agreed(at)
+    found = at.proposal(file)
+    if found.standing.state != "approved":
+        print(words(found.asks))
+        at.keep(file)
+        raise ValueError(
+            f"{found.asks.study!r} is {found.standing.state} here ({found.standing.why}): read what is asked, and "
+            f"agree with `fedscan site approve {found.asks.hash[:12]} --folder {folder}`"
+        )
+    with joining.hold_alone(folder):
+        log = Log(folder / "join.log", json)
+        desk = joining.desk(at, joining.ready(at, file, found.asks, cache, common.progress), log)
+        door = Door(folder, lambda header, body: desk.handle(body))
+        log(f"{at.home.name} is ready for {found.asks.study!r}, asked by {found.asks.coordinator}")
+        try:
+            while not desk.ended.wait(1.0):
+                pass
+        except KeyboardInterrupt:
+            log("left: what was answered is kept, and `fedscan join` goes on")
+            raise typer.Exit(common.INTERRUPTED) from None
+        finally:
+            door.close()
+
+
+class Log:
+    """What happens at a hospital: a line on the screen, and a line of JSON in a file that only its owner reads."""
+
+    def __init__(self, path: Path, json: bool) -> None:
+        self.path, self.json = path, json
+        path.touch(0o600)
+
+    def __call__(self, sentence: str) -> None:
+        now = time.time()
+        line = jsons.dumps({"time": round(now, 3), "event": sentence}, ensure_ascii=False)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+        print(line if self.json else f"{time.strftime('%H:%M:%S', time.localtime(now))} {sentence}", flush=True)
+
+
+def status(run: RUN, json: JSON = False) -> None:
+    """Show how a run between hospitals stands: its round, and for each hospital what is waited for and until when."""
+    told = standing(run)
+    if json:
+        common.print_json(told)
+        return
+    print(f"{told['state']}, round {told['round']}{'' if told['alive'] else ' (nobody is at work on it)'}\n")
+    now = time.time()
+    rows = [(name, site["state"], f"{now - site['since']:.0f} s") for name, site in told["sites"].items()]
+    common.print_table(("hospital", "state", "for"), rows)
+
+
+def standing(run: Path) -> dict[str, Any]:
+    """What the coordinator has written last about a run, and whether it is still at work."""
+    from fedscan.consortium.serving import STATUS
+
+    path = run / STATUS
+    if not path.exists():
+        raise ValueError(f"{run} holds no run between hospitals: give the folder that `fedscan serve` works in")
+    told: dict[str, Any] = jsons.loads(path.read_text(encoding="utf-8"))
+    return {**told, "alive": told["state"] != "ended" and alive(int(told["pid"]))}
+
+
+def alive(pid: int) -> bool:
+    """Whether a process of this number is there."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def stop(run: RUN) -> None:
+    """Stop the coordinator of a run, politely: nothing is lost, and it goes on with --resume."""
+    told = standing(run)
+    if not told["alive"]:
+        raise ValueError(
+            f"nobody is at work on {run}: it {'has ended' if told['state'] == 'ended' else 'stands still'}"
+        )
+    os.kill(int(told["pid"]), signal.SIGTERM)
+    print("it is told to stop; go on later with `fedscan serve ... --resume`")

@@ -1,0 +1,262 @@
+"""The coordinator carries out a study between hospitals: waits until all agree, asks, records, and writes the report.
+
+Nothing of a hospital's scans is here: what the coordinator knows of them are the counts and codes that each hospital
+says of itself, and the answers that its policy let out.
+"""
+
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from fedscan import launch, wire
+from fedscan.consortium.asks import hash_of, hold_between
+from fedscan.consortium.joining import taking_part
+from fedscan.consortium.leaving import most
+from fedscan.consortium.member import Home
+from fedscan.consortium.sealing import KeySeal
+from fedscan.disk import room_in
+from fedscan.engines.doors import Carrier, Lost
+from fedscan.engines.envelope import Talk
+from fedscan.engines.remote import LEASE, Line, Remote
+from fedscan.journal import Journal
+from fedscan.launch import How
+from fedscan.ledger import SiteRow, opened, read_turns
+from fedscan.method import State
+from fedscan.run import Problem, run
+from fedscan.study import Study
+from fedscan.studyfile import Cases, StudyFile, build
+from fedscan.studyfile.cases import recipe_of
+
+STATUS = "status.json"
+GREETING = 2.0  # seconds between two greetings of a hospital that is not ready
+FAREWELL = 5.0  # seconds for telling a hospital that nothing more is asked
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Reported(Cases):
+    """The cases of a study as the hospitals speak of them: how many, and a code for each."""
+
+    splits: Mapping[str, Mapping[str, Sequence[str]]] = field(default_factory=dict)
+
+    def facts(self) -> dict[str, Any]:
+        """What the hospitals add to the study: which of their cases, by code, is in which split."""
+        found = super().facts()
+        return {**found, "splits": {name: self.splits[name] for name in sorted(self.splits)}}
+
+
+class Status:
+    """What is waited for, from whom and until when, as ``fedscan status`` reads it from the run's folder."""
+
+    def __init__(self, folder: Path, names: Sequence[str], show: Callable[[str, str], None]) -> None:
+        self.folder, self.show, self._lock, self._written = folder, show, threading.Lock(), 0.0
+        self.told: dict[str, Any] = {"pid": os.getpid(), "state": "begins", "round": 0, "sites": {}}
+        for name in names:
+            self.told["sites"][name] = {"state": "not heard of yet", "since": time.time()}
+
+    def __enter__(self) -> "Status":
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        self.run(state="stopped" if kind else "ended")
+
+    def site(self, name: str, sentence: str) -> None:
+        """Notes what a hospital does, or what is waited for."""
+        with self._lock:
+            before = self.told["sites"][name]["state"]
+            if sentence.split(" (")[0] != before.split(" (")[0]:
+                self.show(name, sentence)
+                self.told["sites"][name]["since"] = time.time()
+            self.told["sites"][name]["state"] = sentence
+            self._write(now=False)
+
+    def run(self, **told: Any) -> None:
+        """Notes how the run stands."""
+        with self._lock:
+            self.told.update(told)
+            self._write(now=True)
+
+    def _write(self, now: bool) -> None:
+        if now or time.monotonic() > self._written + 1.0:
+            self._written = time.monotonic()
+            text = json.dumps(self.told, indent=1).encode()
+            wire.replace_file(self.folder / STATUS, lambda file: file.write(text))
+
+
+@dataclass(frozen=True)
+class Table:
+    """Where a study between hospitals is carried out: who asks, over what, and how long a hospital is waited for."""
+
+    home: Home
+    carrier: Carrier
+    lease: float = LEASE
+    how: How = field(default_factory=How)
+    show: Callable[[str, str], None] = lambda site, sentence: None
+
+
+def serve(file: StudyFile, folder: Path, table: Table) -> Path:
+    """Carries out a study between the hospitals of a consortium, in ``folder``, and returns the path of its report.
+
+    It begins once every hospital of the study is there and has agreed to exactly this study. Raises as
+    ``launch.launch``; with ``table.how.resume`` the run goes on, also without those who are not there.
+    """
+    hold_between(file)
+    hold_named(file)
+    home, how = table.home, table.how
+    names = taking_part(file, [m.name for m in home.roster.lines if m.role == "site" and m.revoked is None])
+    launch.free(folder, how.resume)
+    launch.ready(file)
+    seal = KeySeal(home, "site")
+    with launch.writing(folder, "--out"), room_in(folder):
+        talk, epoch = begun(file, folder, home)
+        status = Status(folder, names, table.show)
+        with status:
+            lines = {name: Line(name, table.carrier, talk, seal, epoch) for name in names}
+            cases = known(file, folder) or gathered(file, greeted(lines, status, file))
+            study = replace(build(file, cases), names=names, counts=counts(cases))
+            launch.describe(file, cases, study, folder, how)
+            launch.begin(file, study, how)
+            launch.save_models(carried_out(study, folder, table, talk, epoch + 1, status), folder)
+    return launch.report(folder, how.tell) if how.report else folder
+
+
+def hold_named(file: StudyFile) -> None:
+    """Raises Problem where a study leaves to the data what all hospitals have to read alike."""
+    for what, named, where in (
+        ("sequences", file.data.sequences, ("data", "sequences")),
+        ("labels", file.tables["task"].labels, ("task", "labels")),
+    ):
+        if not named:
+            raise Problem(f"{file.path}: a study between hospitals names its {what} itself ({'.'.join(where)}): "
+                          "the coordinator cannot look at the scans to find out.")  # fmt: skip
+
+
+def begun(file: StudyFile, folder: Path, home: Home) -> tuple[Talk, int]:
+    """By what this run is known, and the first of three numbers that no earlier start of it has used."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with closing(Journal(folder, durable=True)) as journal:
+        meta = journal.meta()
+        name, epoch = meta.get("run", os.urandom(16).hex()), int(meta.get("epoch", "-2")) + 3
+        journal.set_meta(run=name, epoch=str(epoch))
+        journal.commit()
+    return Talk(hash_of(file), name, home.name), epoch
+
+
+def greeted(lines: Mapping[str, Line], status: Status, file: StudyFile) -> dict[str, Mapping[str, Any]]:
+    """What each hospital says of itself, once all are there and agree; until then they are greeted again and again."""
+    said: dict[str, Mapping[str, Any]] = {}
+    while waiting := [name for name in lines if name not in said]:
+        status.run(state="waits for " + ", ".join(waiting))
+        for name in waiting:
+            try:
+                told, _ = lines[name].say({"act": "hello"})
+                said[name] = fitting(name, told, file)
+                status.site(name, "is there, and agrees")
+            except Lost as e:
+                status.site(name, f"is waited for: {e}")
+        if len(said) < len(lines):
+            time.sleep(GREETING)
+    return said
+
+
+def fitting(name: str, told: Mapping[str, Any], file: StudyFile) -> Mapping[str, Any]:
+    """What a hospital said, if it is what hospitals say. Raises Lost, and it is greeted again, where it is not."""
+    match told:
+        case {"numerics": dict(numerics), "splits": {"train": [*_], "validation": [*_], "test": [*_], **rest},
+              "expected": int(), "used": int(), "left_out": int()} if not rest:  # fmt: skip
+            codes = [code for part in SPLITS for code in told["splits"][part]]
+        case _:
+            raise Lost(f"{name} says of itself what this version cannot read")
+    if any(not isinstance(code, str) or len(code) > 64 for code in codes) or len(set(codes)) != len(codes):
+        raise Lost(f"{name} says of itself what this version cannot read")
+    mine = file.numerics()
+    unlike = [key for key in ("torch", "threads", "mode") if numerics.get(key) != mine[key]]
+    if unlike:
+        theirs = ", ".join(f"{key} {str(numerics.get(key))[:40]} and not {mine[key]}" for key in unlike)
+        raise Lost(f"{name} computes with {theirs}: the numbers of a study come from one version, so install it there")
+    return told
+
+
+def gathered(file: StudyFile, said: Mapping[str, Mapping[str, Any]]) -> Reported:
+    """The cases of the study, as the hospitals speak of them."""
+    rows = []
+    for name in sorted(said):
+        n = [len(said[name]["splits"][part]) for part in SPLITS]
+        rows.append(SiteRow(name, int(said[name]["expected"]), sum(n), n[0], n[1], n[2]))
+    return reported(file, rows, {name: told["splits"] for name, told in said.items()})
+
+
+def reported(file: StudyFile, rows: Sequence[SiteRow], splits: Mapping[str, Any]) -> Reported:
+    """Cases without scans."""
+    labels, sequences = dict(file.tables["task"].labels), tuple(file.data.sequences or ())
+    none: Mapping[str, tuple[Any, ...]] = dict.fromkeys(SPLITS, ())
+    of = {row.name: none for row in rows}
+    return Reported(sequences, labels, recipe_of(file, sequences, labels), of, tuple(rows), splits=splits)
+
+
+def known(file: StudyFile, folder: Path) -> Reported | None:
+    """The cases of the run that lies in the folder, if it has begun."""
+    with closing(Journal(folder)) as journal:
+        meta = journal.meta()
+    if "facts" not in meta:
+        return None
+    rows = [SiteRow(**{**row, "left_out": ()}) for row in json.loads(meta["sites"])]
+    return reported(file, rows, json.loads(meta["facts"])["splits"])
+
+
+def counts(cases: Reported) -> dict[str, dict[str, int]]:
+    """How many cases each hospital has, by split: what it is held to from then on."""
+    return {name: {part: len(codes) for part, codes in splits.items()} for name, splits in cases.splits.items()}
+
+
+def carried_out(study: Study, folder: Path, table: Table, talk: Talk, epoch: int, status: Status) -> State:
+    """The rounds, from where the run stands to its end; then the hospitals are told that it is over."""
+    with closing(opened(folder)) as db:
+        table.how.watch("earlier", read_turns(db))
+    made: list[Remote] = []
+
+    def engine(study: Study, folder: Path) -> Remote:
+        limits = {name: most(question.gives(study.terms)) for name, question in study.questions.items()}
+        made.append(Remote(
+            study, folder, table.carrier, talk, KeySeal(table.home, "site"), epoch,
+            most=limits.__getitem__, lease=table.lease, tell=status.site,
+        ))  # fmt: skip
+        return made[-1]
+
+    def watch(what: str, value: Any) -> None:
+        if what == "round":
+            status.run(state="asks", round=value)
+        elif what == "turn":
+            status.site(value.turn.site, f"{value.status} {value.question} {value.why}".strip())
+        table.how.watch(what, value)
+
+    began, over = time.monotonic(), False
+    try:
+        state = run(study, folder, resume=True, engine=engine, durable=True, commit_seconds=0.0, watch=watch)
+        over = True
+        return state
+    finally:
+        launch.add_seconds(folder, time.monotonic() - began)
+        seal = KeySeal(table.home, "site")
+        farewell({name: Line(name, table.carrier, talk, seal, epoch + 1) for name in study.names}, over)
+
+
+def farewell(lines: Mapping[str, Line], over: bool) -> None:
+    """Tells the hospitals that nothing more is asked, for now or for good; who is not there is not waited for."""
+    why = "the study has come to its end" if over else "the coordinator has stopped, and may go on later"
+
+    def tell(line: Line) -> None:
+        with suppress(Lost):
+            line.say({"act": "end", "over": over, "why": why})
+
+    threads = [threading.Thread(target=tell, args=(line,), daemon=True) for line in lines.values()]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(FAREWELL)

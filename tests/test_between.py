@@ -1,0 +1,151 @@
+"""A study between hospitals, with real keys, policies and approvals: the same numbers as on one machine."""
+
+import csv
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from fedscan import launch
+from fedscan.consortium import approval, catalogue, joining, member, serving
+from fedscan.consortium.proposals import office
+from fedscan.engines.desk import Desk
+from fedscan.engines.doors import Door, Doors
+from fedscan.launch import How
+from fedscan.ledger import read_record
+from fedscan.studyfile import load
+from hospitals import consortium
+from tinystudy import STUDY, write_scans
+
+SITES = ("east", "west")
+
+
+@dataclass
+class Hospitals:
+    """Hospitals of a consortium in a folder, each with scans of its own, and a study that all have agreed to."""
+
+    folder: Path
+
+    def __post_init__(self) -> None:
+        self.homes = consortium(self.folder, *SITES, now=datetime.now(UTC))
+        whole = write_scans(self.folder / "all", cases=10)
+        text = STUDY.format(method="fedavg", more="epochs = 5\n").replace('cases = "scans"\n', 'sequences = ["t1"]\n')
+        (self.folder / "study.toml").write_text(text)
+        for name in SITES:
+            scans = self.folder / f"{name}-scans"
+            scans.mkdir()
+            rows = list(csv.reader((whole / "cases.csv").open()))
+            mine = [row for row in rows if row[2] in (name, "site")]
+            for row in mine[1:]:
+                for file in row[3:]:
+                    shutil.copy(whole / file, scans / file)
+            with (scans / "cases.csv").open("w", newline="") as file:
+                csv.writer(file).writerows(mine)
+            home = self.folder / name
+            member.put(home / "policy.toml", "[answers]\nleast_cases = 5\n")
+            catalogue.register(name, scans, home, datetime.now(UTC))
+
+    def approve(self, name: str) -> None:
+        at = office(self.folder / name)
+        found = at.proposal(self.file)
+        approval.decide(at.home, found.asks, at.policy, found.refused, who=name)
+
+    @property
+    def file(self) -> launch.StudyFile:
+        return load(self.folder / "study.toml")
+
+    @contextmanager
+    def there(self, *names: str) -> Iterator[dict[str, Desk]]:
+        """These hospitals have joined."""
+        desks, doors = {}, []
+        for name in names:
+            at = office(self.folder / name)
+            ready = joining.ready(at, self.file, at.proposal(self.file).asks, self.folder / "cache")
+            desks[name] = desk = joining.desk(at, ready)
+            doors.append(opened(desk, self.folder / name))
+        try:
+            yield desks
+        finally:
+            for door in doors:
+                door.close()
+
+    def table(self, **options: object) -> serving.Table:
+        carrier = Doors({name: self.folder / name for name in SITES})
+        return serving.Table(member.read(self.folder / "charite"), carrier, **options)  # type: ignore[arg-type]
+
+
+def opened(desk: Desk, folder: Path) -> Door:
+    return Door(folder, lambda header, body: desk.handle(body))
+
+
+@pytest.fixture
+def hospitals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hospitals:
+    monkeypatch.setattr(serving, "GREETING", 0.05)
+    return Hospitals(tmp_path)
+
+
+def test_a_study_between_hospitals_gives_the_numbers_of_one_machine(hospitals: Hospitals, tmp_path: Path) -> None:
+    for name in SITES:
+        hospitals.approve(name)
+    with hospitals.there(*SITES) as desks:
+        page = serving.serve(hospitals.file, tmp_path / "run", hospitals.table())
+        assert all(desk.ended.wait(5) for desk in desks.values())
+    assert page.exists()
+    here = tmp_path / "local"
+    launch.launch(load(tmp_path / "study.toml", (), tmp_path / "all"), here, How(cache=tmp_path / "cache"))
+    assert (tmp_path / "run/model.safetensors").read_bytes() == (here / "model.safetensors").read_bytes()
+    there, local = read_record(tmp_path / "run"), read_record(here)
+    known = [(s.tested_at, s.split, s.label, s.metric, s.value) for s in there.scores]
+    assert known == [(s.tested_at, s.split, s.label, s.metric, s.value) for s in local.scores]
+    cases = {score.case for score in local.scores}
+    assert cases
+    assert not cases & {score.case for score in there.scores}
+    for path in (tmp_path / "run").rglob("*"):
+        if path.is_file():
+            assert not [case for case in cases if case.encode() in path.read_bytes()], path
+
+
+def test_nothing_begins_before_every_hospital_has_agreed(hospitals: Hospitals, tmp_path: Path) -> None:
+    hospitals.approve("east")
+    at = office(tmp_path / "west")
+    ready = joining.ready(at, hospitals.file, at.proposal(hospitals.file).asks, tmp_path / "cache")
+    with pytest.raises(ValueError, match="west does not agree to this study: it is proposed"):
+        joining.desk(at, ready)
+    waited: list[tuple[str, str]] = []
+    with hospitals.there("east"):
+        table = hospitals.table(show=lambda site, sentence: waited.append((site, sentence)))
+        thread = threading.Thread(target=serving.serve, args=(hospitals.file, tmp_path / "run", table), daemon=True)
+        thread.start()
+        thread.join(1.0)
+        assert thread.is_alive()
+        assert ("east", "is there, and agrees") in waited
+        assert ("west", "is waited for: west: nobody is there yet") in waited
+        assert not (tmp_path / "run/study.json").exists()
+        hospitals.approve("west")
+        with hospitals.there("west"):
+            thread.join(60)
+        assert not thread.is_alive()
+        assert (tmp_path / "run/report.html").exists()
+
+
+def test_a_yes_that_is_undone_is_undone_for_the_next_question(hospitals: Hospitals, tmp_path: Path) -> None:
+    for name in SITES:
+        hospitals.approve(name)
+    with hospitals.there(*SITES):
+        at = office(tmp_path / "west")
+
+        def watch(what: str, value: object) -> None:
+            if what == "round" and value == 2:
+                approval.reject(at.home, at.proposal(hospitals.file).asks, at.policy, "second thoughts", who="west")
+
+        serving.serve(hospitals.file, tmp_path / "run", hospitals.table(how=How(watch=watch)))
+    turns = read_record(tmp_path / "run").turns
+    assert {turn.status for turn in turns if turn.site == "east"} == {"answered"}
+    refused = [turn for turn in turns if turn.site == "west" and turn.status == "refused"]
+    assert {turn.round for turn in refused} == {2, 3}
+    assert all("west does not agree to this study: it is rejected" in turn.why for turn in refused)
