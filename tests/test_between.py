@@ -18,7 +18,7 @@ from fedscan.engines.desk import Desk
 from fedscan.engines.doors import Door, Doors
 from fedscan.launch import How
 from fedscan.ledger import read_record
-from fedscan.studyfile import load
+from fedscan.studyfile import StudyFile, load
 from hospitals import consortium
 from tinystudy import STUDY, write_scans
 
@@ -44,8 +44,8 @@ class Hospitals:
             for row in mine[1:]:
                 for file in row[3:]:
                     shutil.copy(whole / file, scans / file)
-            with (scans / "cases.csv").open("w", newline="") as file:
-                csv.writer(file).writerows(mine)
+            with (scans / "cases.csv").open("w", newline="") as table:
+                csv.writer(table).writerows(mine)
             home = self.folder / name
             member.put(home / "policy.toml", "[answers]\nleast_cases = 5\n")
             catalogue.register(name, scans, home, datetime.now(UTC))
@@ -56,7 +56,7 @@ class Hospitals:
         approval.decide(at.home, found.asks, at.policy, found.refused, who=name)
 
     @property
-    def file(self) -> launch.StudyFile:
+    def file(self) -> StudyFile:
         return load(self.folder / "study.toml")
 
     @contextmanager
