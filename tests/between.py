@@ -9,7 +9,7 @@ from typing import Any
 
 from fedscan.engines.desk import Desk
 from fedscan.engines.doors import Lost
-from fedscan.engines.envelope import Talk
+from fedscan.engines.envelope import Seal, Talk
 from fedscan.engines.remote import Remote
 from fedscan.run import run
 from fedscan.study import Study
@@ -57,8 +57,8 @@ class Bad(Straight):
 class Between:
     """A consortium in a folder: one desk for each site, made again by ``restart``."""
 
-    def __init__(self, study: Study, folder: Path, **options: Any) -> None:
-        self.study, self.folder, self.options = study, folder, {"durable": False, **options}
+    def __init__(self, study: Study, folder: Path, seal: Callable[[str], Seal] = Unsigned, **options: Any) -> None:
+        self.study, self.folder, self.seal, self.options = study, folder, seal, {"durable": False, **options}
         self.desks: dict[str, Desk] = {}
         self.epochs = itertools.count(1)
         for name in study.names:
@@ -66,13 +66,19 @@ class Between:
 
     def restart(self, name: str) -> None:
         """A new process at a site: nothing but its disk is left."""
-        self.desks[name] = Desk(self.study, name, self.folder / name, TALK, Unsigned(name), **self.options)
+        self.desks[name] = Desk(self.study, name, self.folder / name, TALK, self.seal(name), **self.options)
 
     def engine(self, carrier: Any = None, **options: Any) -> Callable[[Study, Path], Remote]:
         """What makes the coordinator's engine."""
         settings = {"durable": False, "patience": 5.0, "lease": 60.0, **options}
         return lambda study, folder: Remote(
-            study, folder, carrier or Straight(self.desks), TALK, Unsigned("coordinator"), next(self.epochs), **settings
+            study,
+            folder,
+            carrier or Straight(self.desks),
+            TALK,
+            self.seal("coordinator"),
+            next(self.epochs),
+            **settings,
         )
 
     def run(self, carrier: Any = None, resume: bool = False, run_with: Any = None, **options: Any) -> dict[str, Any]:

@@ -66,11 +66,14 @@ class Line:
         try:
             told, out = envelope.opened(ANSWER, data, self._any_run, self.site, self.seal)
         except Refused as e:
-            raise Lost(str(e)) from e
+            raise Lost(envelope.plain(e)) from e
         if told.get("of") != envelope.mark(request):
             raise Lost(f"{self.site} answered another request")
-        if told.get("status") == "unheard":
-            raise Lost(f"{self.site} does not take the request: {envelope.plain(told.get('why'))}")
+        match told.get("status"):
+            case "unheard":
+                raise Lost(f"{self.site} does not take the request: {envelope.plain(told.get('why'))}")
+            case "unable":
+                raise Lost(envelope.plain(told.get("why")))
         return told, out
 
 
@@ -220,7 +223,7 @@ class Remote:
             return Answer(letter.turn, refused=why, changed=False)
         path = self._file(letter.turn)
         if size <= PART:
-            if hashlib.sha256(body).hexdigest() != digest:
+            if len(body) != size or hashlib.sha256(body).hexdigest() != digest:
                 raise Lost(f"the answer of {letter.turn.site} is not what its digest says")
             wire.put_file(path, lambda file: file.write(body), durable=self.durable)
         else:
