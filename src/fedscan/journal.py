@@ -31,6 +31,8 @@ CREATE TABLE IF NOT EXISTS arrived (
 CREATE TABLE IF NOT EXISTS once (round INTEGER, label TEXT, file TEXT, PRIMARY KEY (round, label)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS bases (site TEXT PRIMARY KEY, round INTEGER, call INTEGER) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS held (site TEXT PRIMARY KEY, blobs TEXT) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS proofs (
+  round INTEGER, call INTEGER, site TEXT, document TEXT, PRIMARY KEY (round, call, site)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS scores (
   round INTEGER, split TEXT, trained_at TEXT, tested_at TEXT, "case" TEXT, subject TEXT, label TEXT, metric TEXT,
   value REAL);
@@ -84,7 +86,7 @@ class Journal:
         self.db = sqlite3.connect(folder / "journal.sqlite", isolation_level=None)
         self.db.execute("PRAGMA journal_mode = WAL")
         self.db.execute(f"PRAGMA synchronous = {'FULL' if durable else 'OFF'}")
-        if not chain.kept_by(self.db):
+        if not (chain.has(self.db, "seals") and chain.has(self.db, "proofs")):
             self.db.executescript(TABLES + chain.TABLE)
         self.db.execute("BEGIN IMMEDIATE")
         head = self.db.execute("SELECT round, finished FROM head").fetchone()
@@ -136,6 +138,13 @@ class Journal:
     def put(self, row: Row) -> None:
         """Adds or replaces a turn's row; on the disk with the next commit."""
         self.unsaved[row.turn] = row
+
+    def put_proof(self, turn: Turn, document: str) -> None:
+        """Keeps what a site has signed of a turn, or drops what it had signed before; good with the next commit."""
+        if document:
+            self.db.execute("REPLACE INTO proofs VALUES (?, ?, ?, ?)", (*turn, document))
+        else:
+            self.db.execute("DELETE FROM proofs WHERE round = ? AND call = ? AND site = ?", turn)
 
     def closed(self, round: int, call: int) -> tuple[str, ...] | None:
         """Who was missing when a call was closed; None while it is open."""

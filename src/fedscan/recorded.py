@@ -58,6 +58,7 @@ class Answer:
     nbytes: int = 0
     seconds: float = 0.0
     changed: bool = True  # whether the site's memory did
+    proof: str = ""  # what the site has signed of it, where sites sign
 
     def read(self, spec: Group | None = None) -> Tree:
         """The reply, from memory or mapped from its file, which may announce no more than ``spec`` has room for."""
@@ -324,6 +325,7 @@ class Recorded:
             except Refused as e:
                 row.status, row.why = "refused", str(e)
         self.journal.put(row)
+        self.journal.put_proof(row.turn, answer.proof)
         self.journal.event(f"answered {row.turn}")
         self.notice(row)
         self._seconds += answer.seconds
