@@ -3,6 +3,7 @@
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 
 from fedscan.averaging import averaging
 from fedscan.cli.common import said
+from fedscan.engines import workers
 from fedscan.engines.workers import WorkerDied, WorkerFailed, Workers
 from fedscan.method import Message, Method, Tree, answer
 from fedscan.run import run
@@ -26,6 +28,27 @@ def test_any_number_of_workers_gives_the_same_bits(plan: str, number: int, tmp_p
     shared = run(PLANS[plan](), tmp_path / "shared", engine=lambda s, f: Workers(s, f, number))
     assert same(alone, shared)
     assert rows(tmp_path / "alone") == rows(tmp_path / "shared")
+
+
+def test_an_answer_for_which_a_tray_is_too_small_gives_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It lies on its site's disk before the server hears of it; one that has room does not."""
+
+    def kept_early(folder: Path, tray: int) -> list[str]:
+        monkeypatch.setattr(workers, "TRAY_BYTES", tray)
+        seen: list[str] = []
+
+        def watch(what: str, value: Any) -> None:
+            if what == "turn" and value.question == "learn":
+                seen.extend(p.name for p in (folder / "sites" / value.turn.site).glob("turns/*/answer.safetensors"))
+
+        shared = run(study(averaging()), folder, engine=lambda s, f: Workers(s, f, 2), watch=watch)
+        assert same(shared, run(study(averaging()), tmp_path / f"alone{tray}"))
+        return seen
+
+    assert kept_early(tmp_path / "room", 1 << 16) == []
+    assert kept_early(tmp_path / "none", 1) != []
 
 
 def dying(folder: Path) -> Study:

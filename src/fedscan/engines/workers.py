@@ -1,8 +1,8 @@
 """Sites shared out over worker processes on this machine, each of one thread: the same bits for any number of them.
 
-Workers are forked once, from a parent that has imported everything. Messages, and answers of more than ``PIPE_BYTES``,
-pass through files of the run's folder, as they would through a site's disk; the pipes carry short JSON and small
-answers, which the parent puts on the sites' disks when the run says so.
+Workers are forked once, from a parent that has imported everything. The pipes carry short JSON. An answer lies in its
+worker's tray, a piece of shared memory, and the parent puts it on the site's disk when the run says so; messages, and
+answers for which a tray is too small, pass through files of the run's folder, as they would through a site's disk.
 """
 
 import json
@@ -11,7 +11,8 @@ import signal
 import sys
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from itertools import accumulate
+from mmap import mmap
 from multiprocessing.connection import Connection, Pipe, wait
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from fedscan.recorded import Answer, Letter
 from fedscan.study import Study, Turn
 from fedscan.wire import Parcel
 
-PIPE_BYTES = 1 << 20  # an answer and a memory up to this size take the pipe: files would cost more than they carry
+TRAY_BYTES = 4 << 20  # an answer and a memory up to this size take the tray: files would cost more than they carry
 
 
 class WorkerDied(RuntimeError):
@@ -57,6 +58,7 @@ class Workers:
         self._early: list[Answer] = []  # answers to started questions that nobody has asked for yet
         self._at: dict[int, Letter] = {}  # what each busy worker works on
         self._pipes: list[Connection[Any, Any]] = []
+        self._trays: list[mmap] = []
         self._pids: list[int] = []
         self._started: dict[Turn, float] = {}
         self._computed: dict[Turn, tuple[Answer, Computed]] = {}  # and not yet on disk
@@ -66,6 +68,7 @@ class Workers:
 
     def _fork(self) -> None:
         here, there = Pipe()
+        tray = mmap(-1, TRAY_BYTES)  # what the worker writes there, this process sees
         sys.stdout.flush()
         sys.stderr.flush()
         pid = os.fork()
@@ -77,12 +80,13 @@ class Workers:
             try:
                 signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
                 signal.signal(signal.SIGTERM, signal.SIG_DFL)
-                work(there, Local(self.study, self.folder, durable=self.durable))
+                work(there, tray, Local(self.study, self.folder, durable=self.durable))
                 status = 0
             finally:
                 os._exit(status)
         there.close()
         self._pipes.append(here)
+        self._trays.append(tray)
         self._pids.append(pid)
 
     def send(self, letters: Sequence[Letter]) -> None:
@@ -148,10 +152,10 @@ class Workers:
         busy = {self._pipes[i]: i for i in self._at}
         pipe = wait(list(busy))[0]
         assert isinstance(pipe, Connection)
-        letter = self._at.pop(busy[pipe])
+        worker = busy[pipe]
+        letter = self._at.pop(worker)
         try:
             slip = json.loads(pipe.recv_bytes())
-            parts = [pipe.recv_bytes() for _ in range(slip.pop("parts", 0))]
         except (EOFError, OSError) as e:
             raise WorkerDied(
                 f"the worker that answered for {letter.turn.site} in round {letter.turn.round} died "
@@ -159,6 +163,7 @@ class Workers:
             ) from e
         if "error" in slip:
             raise WorkerFailed(slip["error"], slip["kinds"])
+        parts = taken(self._trays[worker], slip.pop("sizes"))  # before the next letter: its answer comes to lie there
         self._hand_out()
         file = Path(slip.pop("file")) if slip["file"] else slip.pop("file") or None
         answer = Answer(**{**slip, "turn": Turn(*slip["turn"]), "file": file})
@@ -170,7 +175,7 @@ class Workers:
         return answer
 
     def keep(self, answers: Sequence[Answer], whole: bool) -> None:
-        """Writes the turns that came through the pipe; of the others, workers kept every one before they answered."""
+        """Writes the turns that came in a tray; of the others, workers kept every one before they answered."""
         for answer in answers:
             if answer.file is None and answer.turn in self._computed:
                 put_down(self.disks[answer.turn.site], answer, *self._computed[answer.turn][1], whole=whole)
@@ -197,7 +202,7 @@ class Workers:
         self._pids.clear()
 
 
-def work(pipe: "Connection[Any, Any]", desk: Local) -> None:
+def work(pipe: "Connection[Any, Any]", tray: mmap, desk: Local) -> None:
     """What a worker does: answers letters until the pipe is closed. A message to many sites is read once."""
     digest, message = "", {}
     while True:
@@ -214,34 +219,46 @@ def work(pipe: "Connection[Any, Any]", desk: Local) -> None:
                 base and (base[0], base[1]), again=slip["again"],
             )  # fmt: skip
             answer = desk.answer(letter)
-            parts = through_the_pipe(desk, answer)
-            reply = {**asdict(replace(answer, reply=None)), "file": str(answer.file or ""), "parts": len(parts)}
+            sizes = laid(tray, desk, answer)
+            reply = {**vars(answer), "reply": None, "file": str(answer.file or ""), "sizes": sizes}
         except Exception as e:  # a fault of a method or of a file: the parent stops the run and says which
             kinds = [kind.__name__ for kind in type(e).__mro__]
             where = f"{slip['turn'][2]}, round {slip['turn'][0]}, {slip['question']}"
             plain = "ValueError" in kinds or isinstance(e, Damaged)  # a sentence for users, the same in any process
             text = str(e) if plain else f"{where}: {type(e).__name__}: {e}"
-            parts, reply = [], {"error": text, "kinds": kinds}
+            reply = {"error": text, "kinds": kinds}
         pipe.send_bytes(json.dumps(reply).encode())
-        for part in parts:
-            pipe.send_bytes(part)
 
 
-def through_the_pipe(desk: Local, answer: Answer) -> list[bytes]:
-    """The bytes of a small answer, and of a memory that changed; what is larger is kept on the site's disk."""
+def laid(tray: mmap, desk: Local, answer: Answer) -> list[int]:
+    """Lays an answer, and a memory that changed, in the tray, and returns their sizes.
+
+    What has no room there is kept on the site's disk, and there are no sizes.
+    """
     computed = desk.hand_over(answer.turn)
     if computed is None:
         return []
     parcels = [computed.parcel, *([wire.pack(computed.memory)] if computed.receipt.changed else [])]
-    if sum(parcel.nbytes for parcel in parcels) <= PIPE_BYTES:
-        return [bytes(parcel) for parcel in parcels]
-    put_down(desk.disks[answer.turn.site], answer, *computed, whole=True)
-    return []
+    sizes = [parcel.nbytes for parcel in parcels]
+    if sum(sizes) > len(tray):
+        put_down(desk.disks[answer.turn.site], answer, *computed, whole=True)
+        return []
+    tray.seek(0)
+    for parcel in parcels:
+        for chunk in parcel.chunks():
+            tray.write(chunk)
+    return sizes
+
+
+def taken(tray: mmap, sizes: Sequence[int]) -> list[bytearray]:
+    """Copies what was laid in a tray, one piece after another."""
+    with memoryview(tray) as view:
+        return [bytearray(view[end - size : end]) for size, end in zip(sizes, accumulate(sizes), strict=True)]
 
 
 class Sealed(Parcel):
     """A message that was packed elsewhere: its bytes, where they are still needed, and its digest."""
 
-    def __init__(self, data: bytes, digest: str) -> None:
-        super().__init__(data, ())
+    def __init__(self, data: bytes | bytearray, digest: str) -> None:
+        super().__init__(data, ())  # type: ignore[arg-type]  # it is only written
         self.__dict__["digest"] = digest
