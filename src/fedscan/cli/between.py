@@ -5,7 +5,7 @@ import os
 import signal
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -14,9 +14,14 @@ from fedscan.cli.running import CACHE, JSON, OUT, RUN, SET, ended, resuming, set
 
 FOLDER = Annotated[Path, typer.Option(metavar="DIR", help="The member's folder.")]
 STUDY = Annotated[Path, typer.Argument(metavar="STUDY.toml", help="The study file.")]
-SITES = Annotated[
-    Path, typer.Option("--sites", metavar="DIR", help="Where the hospitals' folders lie, all on this machine.")
+ENGINE = Annotated[
+    Literal["nvflare", "flower", "loopback"], typer.Option(help="What carries the messages; loopback: one machine.")
 ]
+SITES = Annotated[
+    Path | None, typer.Option("--sites", metavar="DIR", help="For loopback: where the hospitals' folders lie.")
+]
+LISTEN = Annotated[str, typer.Option(metavar="HOST:PORT", help="Where hospitals reach this machine.")]
+SERVER = Annotated[str, typer.Option(metavar="HOST:PORT", help="Where the coordinator is reached.")]
 LEASE = Annotated[
     float, typer.Option(min=1, metavar="SECONDS", help="How long a hospital without any progress is waited for.")
 ]
@@ -25,7 +30,9 @@ LEASE = Annotated[
 def serve(
     study: STUDY,
     folder: FOLDER,
-    sites: SITES,
+    engine: ENGINE = "nvflare",
+    listen: LISTEN = "0.0.0.0:8002",
+    sites: SITES = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run that lies in the folder.")] = False,
     lease: LEASE = 600.0,
     set_: SET = None,
@@ -34,7 +41,7 @@ def serve(
 ) -> None:
     """Carry out a study between hospitals, once each of them is there and has agreed to exactly this study."""
     from fedscan.consortium import member, serving
-    from fedscan.engines.doors import Doors
+    from fedscan.consortium.carriers import to_sites
     from fedscan.launch import How
     from fedscan.live import Show
     from fedscan.studyfile import load
@@ -43,12 +50,13 @@ def serve(
     run = out or Path("runs") / file.folder
     if resume and not resuming(run):
         raise ValueError(f"{run} holds no run to go on with: leave out --resume, or name the run's folder by --out")
-    names = [m.name for m in home.roster.lines if m.role == "site" and m.revoked is None]
     try:
-        with Show([], file.rounds, title=file.name) as show:
+        with (
+            to_sites(engine, home, folder / engine, sites, listen) as carrier,
+            Show([], file.rounds, title=file.name) as show,
+        ):
             how = How(resume, command=common.rerun(), watch=show, tell=common.quiet_while(show))
-            table = serving.Table(home, Doors({name: sites / name for name in names}), lease, how, show.waiting)
-            page = serving.serve(file, run, table)
+            page = serving.serve(file, run, serving.Table(home, carrier, lease, how, show.waiting))
     except KeyboardInterrupt:
         raise typer.Exit(common.interrupted(*resuming(run))) from None
     except Exception as e:
@@ -62,11 +70,14 @@ def join(
     study: Annotated[
         str | None, typer.Argument(metavar="STUDY", help="The study's file or hash (default: the one approved last).")
     ] = None,
+    engine: ENGINE = "nvflare",
+    server: SERVER = "",
     cache: CACHE = None,
     json: Annotated[bool, typer.Option("--json", help="Write the log as JSON, a line for each event.")] = False,
 ) -> None:
     """Answer for a hospital in a study that it has agreed to, until the study is over or Ctrl-C."""
     from fedscan.consortium import joining
+    from fedscan.consortium.carriers import to_coordinator
     from fedscan.consortium.proposals import office
     from fedscan.consortium.words import words
     from fedscan.engines.doors import Door
@@ -85,10 +96,11 @@ def join(
         log = Log(folder / "join.log", json)
         desk = joining.desk(at, joining.ready(at, file, found.asks, cache, common.progress), log)
         door = Door(folder, lambda header, body: desk.handle(body))
-        log(f"{at.home.name} is ready for {found.asks.study!r}, asked by {found.asks.coordinator}")
         try:
-            while not desk.ended.wait(1.0):
-                pass
+            with to_coordinator(engine, at.home, found.asks.coordinator, server):
+                log(f"{at.home.name} is ready for {found.asks.study!r}, asked by {found.asks.coordinator}")
+                while not desk.ended.wait(1.0):
+                    pass
         except KeyboardInterrupt:
             log("left: what was answered is kept, and `fedscan join` goes on")
             raise typer.Exit(common.INTERRUPTED) from None
