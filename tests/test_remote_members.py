@@ -56,7 +56,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"travels": 1 << 50}, "refused", "not described"),
         ({"travels": 1}, "need", ""),
         ({"recipe": [1 << 39], "nbytes": 1 << 39}, "refused", "recipe"),
-        ({"recipe": [0] * 9_000, "nbytes": 1 << 39}, "refused", "another message than was announced"),
+        ({"recipe": [0] * 9_000, "nbytes": 1 << 39}, "refused", "not what its digest says"),
         ({"recipe": [-1]}, "refused", "recipe"),
         ({"recipe": [{"a": 1}]}, "refused", "recipe"),
         ({"recipe": [HEX]}, "need", ""),

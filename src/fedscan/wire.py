@@ -9,9 +9,11 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -170,15 +172,43 @@ def dumps(tree: Any) -> str:
     return json.dumps(tree, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
 
+class Pieces:
+    """Bytes that lie here and there, as if in a row: what lies in one place is looked at there, not copied."""
+
+    def __init__(self, pieces: Sequence[Buffer]) -> None:
+        self.pieces, self.ends = pieces, list(accumulate(map(len, pieces)))
+
+    def __len__(self) -> int:
+        return self.ends[-1] if self.ends else 0
+
+    def __getitem__(self, row: slice) -> Buffer:
+        at, end, _ = row.indices(len(self))
+        found: list[Buffer] = []
+        i = bisect_right(self.ends, at)
+        while at < end:
+            start = self.ends[i] - len(self.pieces[i])
+            found.append(self.pieces[i][at - start : end - start])
+            at, i = self.ends[i], i + 1
+        return found[0] if len(found) == 1 else np.concatenate([np.empty(0, np.uint8), *found])
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the bytes, in hexadecimal."""
+        sha = hashlib.sha256()
+        for piece in self.pieces:
+            sha.update(piece.data)
+        return sha.hexdigest()
+
+
 def unpack(
-    data: bytes | bytearray | memoryview | Buffer, spec: Spec | None = None, untold: Room = UNTOLD
+    data: bytes | bytearray | memoryview | Buffer | Pieces, spec: Spec | None = None, untold: Room = UNTOLD
 ) -> dict[str, Any]:
     """The message in these bytes. Leaves are views of ``data`` where it can be written to, else copies.
 
     ``spec`` is what the message should fit: a header that is larger than it, or ``untold``, allows is not even parsed.
     Raises Refused with one sentence for whatever is not a whole, well-formed message.
     """
-    buffer = data if isinstance(data, np.ndarray) else np.frombuffer(data, np.uint8)
+    buffer = data if isinstance(data, np.ndarray | Pieces) else np.frombuffer(data, np.uint8)
     entries, tree, start = read_header(buffer, untold if spec is None else room(spec).at_most(MOST))
     reader = _Reader(buffer, start, entries)
     try:
@@ -231,7 +261,7 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def read_header(buffer: Buffer, allowed: Room) -> tuple[dict[str, Any], Any, int]:
+def read_header(buffer: Buffer | Pieces, allowed: Room) -> tuple[dict[str, Any], Any, int]:
     """The entries of the leaves in the order of their bytes, the tree, and where the leaves start.
 
     Every offset is checked against the bytes that are there, and every size against its shape and dtype. What has
@@ -319,7 +349,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 class _Reader:
     """Walks the announced tree and takes the leaves in the order in which they lie."""
 
-    def __init__(self, buffer: Buffer, start: int, entries: dict[str, Any]) -> None:
+    def __init__(self, buffer: Buffer | Pieces, start: int, entries: dict[str, Any]) -> None:
         self.buffer, self.start = buffer, start
         self.entries, self.at = list(entries.items()), 0
 

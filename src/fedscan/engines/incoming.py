@@ -1,6 +1,5 @@
 """Messages as they come to a site: in parts, and without the weights that the site has from the message before."""
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ import numpy as np
 from fedscan import wire
 from fedscan.memory import digest_of
 from fedscan.spec import Refused, Spec
-from fedscan.wire import Parcel
+from fedscan.wire import Buffer, Parcel, Pieces
 
 HELD = 2  # messages whose weights may be spoken of by their hash
 LACKS, PARTS = "lacks", "parts"  # why there is no message yet: weights that are not held here; parts still to come
@@ -69,12 +68,12 @@ class Incoming:
                 return message
         if any(isinstance(step, str) and self._blob(step) is None for step in recipe):
             return LACKS
-        payload = body if len(body) == travels else self._arrived(name, travels)
+        payload = np.asarray(body) if len(body) == travels else self._arrived(name, travels)
         if payload is None:
             return PARTS
-        data = self._made(recipe, payload, size) if recipe else payload
-        if len(data) != size or hashlib.sha256(data).hexdigest() != asked:
-            if payload is not body and self.have(name):
+        data = self._made(recipe, payload) if recipe else Pieces([payload])
+        if len(data) != size or data.digest != asked:
+            if len(body) != travels and self.have(name):
                 self.drop()  # the disk did not keep what came in parts: it is needed again
                 return PARTS
             raise Refused("a message is not what its digest says")
@@ -82,14 +81,14 @@ class Incoming:
         self._held = [(asked, message, {}), *self._held][:HELD]
         return message
 
-    def _arrived(self, payload: str, travels: int) -> Any:
+    def _arrived(self, payload: str, travels: int) -> Buffer | None:
         """The bytes of a payload that came in parts, mapped; None where some are missing."""
         path = self._file(payload)
         return np.memmap(path, np.uint8, mode="c") if path.exists() and path.stat().st_size == travels else None
 
-    def _made(self, recipe: list[Any], payload: Any, size: int) -> bytearray:
+    def _made(self, recipe: list[Any], payload: Buffer) -> Pieces:
         """A message put together from its payload and from what is held here."""
-        pieces: list[Any] = []
+        pieces: list[Buffer] = []
         taken = 0
         for step in recipe:
             match step:
@@ -97,16 +96,10 @@ class Incoming:
                     pieces.append(payload[taken : taken + length])
                     taken += length
                 case str(blob) if parcel := self._blob(blob):
-                    pieces.extend(parcel.chunks())
+                    pieces.extend(np.asarray(chunk) for chunk in parcel.chunks() if isinstance(chunk, memoryview))
                 case _:
                     raise Refused("a recipe of a message that is none")
-        if sum(map(len, pieces)) != size:
-            raise Refused("a recipe makes another message than was announced")
-        data, at = bytearray(size), 0
-        for piece in pieces:
-            data[at : at + len(piece)] = piece
-            at += len(piece)
-        return data
+        return Pieces(pieces)
 
     def _blob(self, digest: str) -> Parcel | None:
         """The weights, or the tensor, with this SHA-256, of one of the last messages."""
