@@ -12,17 +12,22 @@ import io
 import socket
 import ssl
 import threading
+import time
+from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
-PULL, PUSH, BUNDLE = "/v1/fleet/pull-messages", "/v1/fleet/push-messages", "/v1/fleet/get-fab"
-NODE = {PULL, PUSH, BUNDLE} | {
-    f"/v1/fleet/{act}"
-    for act in ("register-node", "activate-node", "deactivate-node", "unregister-node", "send-node-heartbeat",
-                "get-run", "push-object", "pull-object", "confirm-message-received")
-}  # fmt: skip
+FLEET = "/v1/fleet/"
+PULL, PUSH, BUNDLE = FLEET + "pull-messages", FLEET + "push-messages", FLEET + "get-fab"
+REGISTER, ACTIVATE = FLEET + "register-node", FLEET + "activate-node"
+OTHERS = ("deactivate-node", "unregister-node", "send-node-heartbeat", "get-run", "push-object", "pull-object")
+NODE = {PULL, PUSH, BUNDLE, REGISTER, ACTIVATE, FLEET + "confirm-message-received", *(FLEET + name for name in OTHERS)}
 HOLD = 20.0  # seconds that a node's question for messages is kept waiting; it gives up after 30
 SILENCE = 90.0  # seconds without a byte after which a connection is closed
+FRESH = 2.0  # seconds for which an idle connection is used again: Flower closes it after 5
+FORBIDDEN = b"HTTP/1.1 403 Forbidden"
+UNKNOWN = b"HTTP/1.1 401 Unauthorized"  # at this, a node ends itself, and is started again
 MOST_HEAD, MOST_BUNDLE, PIECE = 32 << 10, 1 << 20, 256 << 10
 Dial = Callable[[], socket.socket]
 
@@ -90,10 +95,12 @@ class Gate:
 
     def __init__(
         self, address: tuple[str, int], dial: Dial, *, context: ssl.SSLContext | None = None,
-        who: Callable[[socket.socket], str | None] = lambda sock: "", held: Callable[[str, Head], bool],
+        who: Callable[[socket.socket], str | None] = lambda sock: "",
+        held: Callable[[str, Head], bool] = lambda name, head: True,
         let_in: Callable[[bytes], bool] = lambda bundle: True,
     ) -> None:  # fmt: skip
         self.dial, self.context, self.who, self.held, self.let_in = dial, context, who, held, let_in
+        self.used = 0.0  # when something last came back from outside
         self._listening = socket.create_server(address, backlog=64)
         self.port: int = self._listening.getsockname()[1]
         threading.Thread(target=self._listen, daemon=True).start()
@@ -109,6 +116,7 @@ class Gate:
     def _serve(self, sock: socket.socket) -> None:
         """One connection, from its handshake to its end."""
         outer: socket.socket | None = None
+        used = 0.0
         try:
             sock.settimeout(10.0)
             if self.context:
@@ -119,13 +127,17 @@ class Gate:
             inside = Wire(sock)
             while True:
                 asked = inside.head()
-                if asked.first[1] not in NODE or not self.held(name, asked):
-                    sock.sendall(b"HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+                refused = FORBIDDEN if asked.first[1] not in NODE else b"" if self.held(name, asked) else UNKNOWN
+                if refused:
+                    sock.sendall(refused + b"\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
                     return
-                if outer is None:
+                if outer is None or time.monotonic() > used + FRESH:
+                    if outer is not None:
+                        outer.close()
                     outer = self.dial()
                     outside = Wire(outer)
                 self._exchange(asked, inside, outside)
+                self.used = used = time.monotonic()
         except (Closed, OSError, ValueError):
             pass  # whoever was here asks again
         finally:
@@ -151,22 +163,24 @@ class Gate:
 
     def close(self) -> None:
         """Takes no connection any more."""
+        with suppress(OSError):
+            self._listening.shutdown(socket.SHUT_RDWR)  # closing alone lets one more in
         self._listening.close()
 
 
 class Front:
-    """What the coordinator's gate knows: who each node belongs to, and who has something to fetch or has said something.
+    """What the coordinator's gate knows: whose node is whose, and who has something to fetch, or has said something.
 
     ``members`` says by the SHA-256 (hexadecimal) of a certificate whose it is: nobody else is let in.
     """
 
     def __init__(self, members: Mapping[str, str]) -> None:
         self.members, self._known = members, threading.Condition()
-        self._waiting = dict.fromkeys(members.values(), 0)
-        self._said: dict[str, bool] = {}
         self.nodes: dict[str, str] = {}  # site -> the public key of its node
-        self.news = 0
-        self.told: dict[str, int] = dict.fromkeys(members.values(), 0)
+        self._waiting: Counter[str] = Counter()  # site -> messages that lie ready for it
+        self._pulls: Counter[str] = Counter()  # site -> how often it has asked for messages
+        self._saying: set[str] = set()  # sites of whose answer not all has come
+        self._news, self._said = 0, dict[str, int]()  # site -> the number of its last news
 
     def who(self, sock: socket.socket) -> str | None:
         """The site at the other end."""
@@ -174,55 +188,86 @@ class Front:
         return self.members.get(hashlib.sha256(shown).hexdigest()) if shown else None
 
     def held(self, site: str, head: Head) -> bool:
-        """Keeps a question for messages waiting; notes what a site has said once all of it has come."""
+        """Keeps a question for messages waiting, and notes when all that a site has to say has come.
+
+        A site has one node, the last that came; what an earlier one still asks is refused.
+        """
         path, key = head.first[1], head.fields.get("flwr-public-key", "")
         with self._known:
-            if path.endswith("/activate-node"):
+            if path == ACTIVATE:
                 self.nodes[site], self._waiting[site] = key, 0
                 self._tell(site)
-            elif self.nodes.get(site) == key and path == PUSH:
-                self._said[site] = True
-            elif self.nodes.get(site) == key and path == PULL:
-                if self._said.pop(site, False):
-                    self._tell(site)
-                self._known.wait_for(lambda: self._waiting[site] > 0 or self.nodes.get(site) != key, HOLD)
-                self._waiting[site] = max(0, self._waiting[site] - 1)
-        return True
+            if path == REGISTER:
+                return True
+            if self.nodes.get(site) != key or site not in self.members.values():
+                return False
+            if path == PUSH:
+                self._saying.add(site)
+            if path != PULL:
+                return True
+            if site in self._saying:  # it asks for the next message: all of its answer has come
+                self._saying.remove(site)
+                self._tell(site)
+            self._pulls[site] = mine = self._pulls[site] + 1
+            until = time.monotonic() + HOLD
+            while self._waiting[site] == 0 and (left := until - time.monotonic()) > 0:
+                self._known.wait(left)
+                if self.nodes.get(site) != key:
+                    return False
+                if self._pulls[site] != mine:  # it has asked again meanwhile, over another connection
+                    raise Closed
+            self._waiting[site] = max(0, self._waiting[site] - 1)
+            return True
+
+    def forget(self) -> None:
+        """Forgets all nodes: what they spoke to has died, and they are started again when they next ask."""
+        with self._known:
+            self.nodes.clear()
+            self._known.notify_all()
 
     def _tell(self, site: str) -> None:
-        self.news += 1
-        self.told[site] = self.news
+        self._news += 1
+        self._said[site] = self._news
         self._known.notify_all()
 
     def sent(self, site: str) -> None:
         """Something lies ready for a site."""
         with self._known:
-            self._waiting[site] = self._waiting.get(site, 0) + 1
+            self._waiting[site] += 1
             self._known.notify_all()
 
     def since(self, news: int, seconds: float) -> dict[str, object]:
         """Which sites have said something, or come back, after ``news``; waits for it up to ``seconds``."""
         with self._known:
-            self._known.wait_for(lambda: self.news > news, seconds)
-            changed = [site for site, when in self.told.items() if when > news]
-            return {"news": self.news, "changed": changed, "nodes": dict(self.nodes)}
+            self._known.wait_for(lambda: self._news != news, seconds)
+            said = [site for site, when in self._said.items() if when > news or news > self._news]
+            return {"news": self._news, "said": said, "nodes": dict(self.nodes)}
 
 
-def certified(certificate: Path, key: Path, root: Path, server: bool) -> ssl.SSLContext:
+def certified(home: Path, server: bool = False) -> ssl.SSLContext:
     """How a member speaks TLS: it shows its certificate, and talks to nobody without one of the same root."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.verify_mode = ssl.CERT_REQUIRED
     context.verify_flags |= ssl.VERIFY_X509_STRICT
-    context.load_verify_locations(root)
-    context.load_cert_chain(certificate, key)
+    context.load_verify_locations(home / "root.pem")
+    context.load_cert_chain(home / "certificate.pem", home / "key.pem")
     return context
 
 
 def to_coordinator(address: tuple[str, int], name: str, context: ssl.SSLContext) -> Dial:
     """Dials the coordinator's gate, and holds it to its name in the consortium wherever it stands."""
 
-    def dial() -> socket.socket:
-        return context.wrap_socket(socket.create_connection(address, timeout=10.0), server_hostname=name)
+    return lambda: context.wrap_socket(connected(address), server_hostname=name)
 
-    return dial
+
+def connected(address: tuple[str, int]) -> socket.socket:
+    """A connection, as soon as somebody is there: a node that is told at once that nobody is tries again much later."""
+    until = time.monotonic() + HOLD
+    while True:
+        try:
+            return socket.create_connection(address, timeout=10.0)
+        except OSError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.2)
