@@ -344,6 +344,55 @@ def test_bytes_add_up_by_message_and_site(record: Record) -> None:
     assert turns.per_round(tested) == pytest.approx(400 / 3), "the test is no round"
 
 
+def test_each_hospital_has_its_own_account_of_what_left(record: Record, tmp_path: Path) -> None:
+    """Two rounds answered, then one that is refused and two without an answer, in one hospital of two."""
+    refused = replace(turn("Ash Park", 3, up=0, status="refused"), why="not finite")
+    absent = [replace(turn("Ash Park", r, up=0, status="absent"), why="no progress for 9 s") for r in (4, 6)]
+    some = (turn("Ash Park", 1, up=70), turn("Ash Park", 2, up=300), refused, *absent, turn("Birch Lane", 1))
+    (ash, birch, *_) = turns.traffic(replace(record, turns=some)).sites
+    assert ash.kinds == [turns.Kind("train", "model weights", 5, 2, 1, 2, "370 B", "300 B")]
+    assert ash.missed == [
+        "Refused at train in round 3: not finite", "Absent at train in rounds 4 and 6: no progress for 9 s"
+    ]  # fmt: skip
+    assert (ash.up, birch.up, birch.missed) == ("370 B", "100 B", [])
+    text = Page(write_report(replace(record, turns=some), tmp_path).read_text()).text
+    assert "Absent at train in rounds 4 and 6: no progress for 9 s" in text
+    assert "by its yes" not in text
+
+
+def test_what_left_is_held_against_what_was_agreed(record: Record, tmp_path: Path) -> None:
+    some = (turn("Ash Park", 1, up=100), turn("Ash Park", 2, up=100), turn("Birch Lane", 1, up=100))
+    two = replace(record, turns=some, between=True, sites=record.sites[:2], overlays=())
+
+    def held(**agreed: tuple[int, int]) -> turns.Traffic:
+        yes = {name.replace("_", " "): {"train": of} for name, of in agreed.items()}
+        return turns.traffic(replace(two, agreed=yes))
+
+    kept = held(Ash_Park=(100, 2), Birch_Lane=(100, 1))
+    assert kept.agreed == "No hospital sent more, or more often, than its signed approval says."
+    assert (kept.over, kept.sites[0].most, kept.sites[0].kinds[0].most) == (False, "200 B", "2 × 100 B")
+    larger, oftener = held(Ash_Park=(99, 2), Birch_Lane=(100, 1)), held(Ash_Park=(100, 1), Birch_Lane=(100, 1))
+    for found in (larger, oftener):
+        assert found.agreed == "More left than the approval says, at Ash Park (train): ask the coordinator why."
+        assert (found.over, found.sites[0].kinds[0].over, found.sites[1].kinds[0].over) == (True, True, False)
+    assert held(Ash_Park=(100, 2)).agreed.endswith("Of Birch Lane no approval is in this record.")
+    yes = {site.name: {"train": (100, 2)} for site in two.sites}
+    text = Page(write_report(replace(two, agreed=yes), tmp_path).read_text()).text
+    for said in ("At most, by its yes", "2 × 100 B", "than its signed approval says"):
+        assert said in text
+
+
+def test_between_hospitals_no_picture_is_missing(record: Record, tmp_path: Path) -> None:
+    counted = tuple(replace(site, expected=site.used + 1, left_out=()) for site in record.sites)
+    scores = replace(turn("Ash Park", 1, "statistics"), question="evaluate")
+    apart = replace(record, between=True, overlays=(), sites=counted, turns=(scores,))
+    text = Page(write_report(apart, tmp_path).read_text()).text
+    for said in ("scans and outlines stayed at the hospitals", "is known at each hospital only", "left under codes"):
+        assert said in text
+    for said in ("No pictures were kept", "No case was left out", "names of case and patient"):
+        assert said not in text
+
+
 def test_presence_shows_the_worst_of_a_round(record: Record) -> None:
     table = turns.taking(record)
     by_name = {row.name: [cell.status for cell in row.cells] for row in table.rows}

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from fedscan import chain
 
 WEIGHTY = ("learn", "train_on")  # in a record that does not say which answers hold weights
+Agreed = Mapping[str, tuple[int, int]]  # by question: bytes of an answer, and answers in the whole study, at most
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,8 @@ class Record:
     travels: str = ""  # which leaves travel and which stay at home, in one sentence
     weighty: tuple[str, ...] = WEIGHTY  # the questions whose answers hold weights, whatever more telling is in them
     seal: str = ""  # of the last round: it stands for all that is recorded up to there
+    between: bool = False  # whether it was carried out between hospitals, whose cases stayed where they are
+    agreed: Mapping[str, Agreed] = field(default_factory=dict)  # by hospital: what its yes says would leave at most
 
 
 def read_record(folder: Path, beside: Mapping[str, Path] | None = None) -> Record:
@@ -124,7 +127,7 @@ def read_record(folder: Path, beside: Mapping[str, Path] | None = None) -> Recor
         turns = read_turns(db)
         scores = read_scores(db, meta)
         seal = chain.last_seal(db)
-    study = json.loads(meta["study"])
+    study, agreed = json.loads(meta["study"]), json.loads(meta.get("agreed", "{}"))
     return Record(
         name=study["name"],
         method=study["method"]["name"],
@@ -147,6 +150,8 @@ def read_record(folder: Path, beside: Mapping[str, Path] | None = None) -> Recor
         travels=meta["travels"],
         weighty=read_weighty(meta),
         seal=seal,
+        between="run" in meta,
+        agreed={site: {q: (most, times) for q, (most, times) in of.items()} for site, of in agreed.items()},
     )
 
 

@@ -25,6 +25,7 @@ from fedscan.run import Problem
 from fedscan.spec import Refused
 
 FILE, SECRET = "catalogue.json", "catalogue.key"
+DIGITS = 16  # of an identifier, by which a case or a patient is called outside: enough to tell those of a study apart
 
 
 @dataclass(frozen=True)
@@ -75,9 +76,11 @@ class Catalogue:
 
     @property
     def letters(self) -> int:
-        """The bytes of the longest name that stands in a table of scores, escaped as on the wire."""
-        names = {self.site, *(name for item in self.items for name in (item.case, item.subject))}
-        return max(len(json.dumps(json.dumps(name))) for name in names)
+        """The bytes of the longest name that stands in a table of scores, escaped as on the wire.
+
+        Cases and patients are named outside by codes, whatever they are called here.
+        """
+        return max(len(json.dumps(json.dumps(name))) for name in (self.site, "0" * DIGITS))
 
 
 def register(site: str, scans: Path, folder: Path, now: datetime) -> Catalogue:

@@ -12,6 +12,7 @@ from typing import IO, Any
 from fedscan import __version__
 from fedscan.consortium import approval, catalogue
 from fedscan.consortium.asks import Asks
+from fedscan.consortium.catalogue import DIGITS
 from fedscan.consortium.identity import now_or
 from fedscan.consortium.policy import MB, Policy, answers_at, read_policy, refusals
 from fedscan.consortium.proposals import POLICY, Office
@@ -27,7 +28,6 @@ from fedscan.studyfile.cases import Tell, silent
 from fedscan.studyfile.file import digest
 
 RUNS = "runs"  # below the hospital's folder: what it remembers of each run
-DIGITS = 16  # of a pseudonym: enough to tell the cases of a study apart
 
 
 class Guard:
@@ -133,11 +133,15 @@ def desk(
 
 
 def told(found: Ready) -> dict[str, Any]:
-    """What a hospital says of itself before the first round: counts, the cases' codes by split, its numerics."""
+    """What a hospital says of itself before the first round: counts, the cases' codes by split, its numerics.
+
+    ``agreed`` is what its yes says of each question: the bytes of an answer, and how many answers, at most.
+    """
     (row,) = (row for row in found.cases.rows)
     splits = {part: [found.names[case.name] for case in kept] for part, kept in found.cases.of[row.name].items()}
+    agreed = {q.name: [q.up, q.times * q.rounds + q.last] for q in found.asks.questions}
     return {
-        "numerics": found.file.numerics(), "fedscan": __version__, "splits": splits,
+        "agreed": agreed, "numerics": found.file.numerics(), "fedscan": __version__, "splits": splits,
         "expected": row.expected, "used": row.used, "left_out": len(row.left_out),
     }  # fmt: skip
 

@@ -118,7 +118,7 @@ def serve(file: StudyFile, folder: Path, table: Table) -> Path:
         status = Status(folder, names, table.show)
         with status:
             lines = {name: Line(name, table.carrier, talk, seal, epoch) for name in names}
-            cases = known(file, folder) or gathered(file, greeted(lines, status, file))
+            cases = known(file, folder) or gathered(file, greeted(lines, status, file), folder)
             study = replace(build(file, cases), names=names, counts=counts(cases))
             launch.describe(file, cases, study, folder, how)
             launch.begin(file, study, how)
@@ -155,7 +155,7 @@ def greeted(lines: Mapping[str, Line], status: Status, file: StudyFile) -> dict[
         status.run(state="waits for " + ", ".join(waiting))
         for name in waiting:
             try:
-                told, _ = lines[name].say({"act": "hello"})
+                told, *_ = lines[name].say({"act": "hello"})
                 said[name] = fitting(name, told, file)
                 status.site(name, "is there, and agrees")
             except Lost as e:
@@ -169,7 +169,8 @@ def fitting(name: str, told: Mapping[str, Any], file: StudyFile) -> Mapping[str,
     """What a hospital said, if it is what hospitals say. Raises Lost, and it is greeted again, where it is not."""
     match told:
         case {"numerics": dict(numerics), "splits": {"train": [*_], "validation": [*_], "test": [*_], **rest},
-              "expected": int(), "used": int(), "left_out": int()} if not rest:  # fmt: skip
+              "expected": int(), "used": int(), "left_out": int(), "agreed": dict(agreed)} if (
+                  not rest and all(map(sizes, agreed.values()))):  # fmt: skip
             codes = [code for part in SPLITS for code in told["splits"][part]]
         case _:
             raise Lost(f"{name} says of itself what this version cannot read")
@@ -183,8 +184,16 @@ def fitting(name: str, told: Mapping[str, Any], file: StudyFile) -> Mapping[str,
     return told
 
 
-def gathered(file: StudyFile, said: Mapping[str, Mapping[str, Any]]) -> Reported:
-    """The cases of the study, as the hospitals speak of them."""
+def sizes(found: object) -> bool:
+    """Whether this is what a yes says of a question: the bytes of an answer and the number of answers, at most."""
+    return isinstance(found, list) and len(found) == 2 and all(type(n) is int and 0 <= n < 1 << 62 for n in found)
+
+
+def gathered(file: StudyFile, said: Mapping[str, Mapping[str, Any]], folder: Path) -> Reported:
+    """The cases of the study, as the hospitals speak of them; what they have agreed to goes into the record."""
+    with closing(Journal(folder, durable=True)) as journal:
+        journal.set_meta(agreed=json.dumps({name: told["agreed"] for name, told in sorted(said.items())}))
+        journal.commit()
     rows = []
     for name in sorted(said):
         n = [len(said[name]["splits"][part]) for part in SPLITS]

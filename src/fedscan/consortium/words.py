@@ -77,7 +77,7 @@ def totals(asks: Asks) -> list[str]:
     return [
         f"In a round at most {size(asks.round_up)} leave you, and {about} {size(asks.round_down)} come.",
         f"In the whole study at most {size(up)} leave you, and {about} {size(down)} come.",
-        "Cases are named in scores by the names in your table: keep pseudonyms there.",
+        "Scores name cases and patients by codes that only you can trace back.",
     ]
 
 

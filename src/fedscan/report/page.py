@@ -51,6 +51,7 @@ def write_report(record: Record, folder: Path) -> Path:
         "taking": turns.taking(record),
         "case_totals": _case_totals(record),
         "left_out": [(site.name, *reason) for site in record.sites for reason in site.left_out],
+        "unnamed": record.between and any(site.expected > site.used for site in record.sites),
         "reproduce": _reproduce(record),
         "study": list(_flat(record.study)),
     }

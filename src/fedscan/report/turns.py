@@ -22,6 +22,7 @@ UNSENT = (
     "scans lie in one place, moved there once; what the simulation carried to train and score these is not traffic."
 )
 SHOWN = 60  # rows of missed turns on the page
+FEW = 12  # hospitals whose messages stand on the page unfolded
 
 
 @dataclass(frozen=True)
@@ -46,13 +47,31 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Sent:
-    """What one hospital sent for each kind of message (size, count), and in all."""
+class Kind:
+    """One kind of message at one hospital: what became of each question, what left, and what its yes says of it."""
 
     name: str
-    cells: Sequence[tuple[str, str]]
+    privacy: str
+    asked: int
+    answered: int
+    refused: int
+    absent: int
+    up: str
+    largest: str
+    most: str = ""  # bytes and answers at most, by the hospital's yes
+    over: bool = False  # whether more left
+
+
+@dataclass(frozen=True)
+class Sent:
+    """What one hospital sent, by kind of message and in all, and why some questions have no answer."""
+
+    name: str
+    kinds: Sequence[Kind]
+    missed: Sequence[str]
     up: str
     down: str
+    most: str = ""
 
 
 @dataclass(frozen=True)
@@ -62,6 +81,13 @@ class Traffic:
     questions: Sequence[Question]
     total: Sequence[str]
     sites: Sequence[Sent]
+    agreed: str = ""  # whether more left than the hospitals' approvals say, in a sentence; empty in a simulation
+    over: bool = False
+
+    @property
+    def few(self) -> bool:
+        """Whether every hospital's messages are shown unfolded."""
+        return len(self.sites) <= FEW
 
 
 @dataclass(frozen=True)
@@ -117,7 +143,12 @@ def privacy(record: Record) -> Privacy:
     if learned:
         lines.append("Weights are learned from scans and are not anonymous by themselves: share them as agreed only.")
     if any(t.question == "evaluate" for t in left):
-        lines.append("Scores of single cases left with the names of case and patient, as the table of cases has them.")
+        named_by = (
+            "under codes, which only the hospital itself can trace back to case and patient"
+            if record.between
+            else "with the names of case and patient, as the table of cases has them"
+        )
+        lines.append(f"Scores of single cases left {named_by}.")
     if "centralised" in record.comparisons:
         lines.append(
             "The comparison with pooled data puts all cases in one place; it is no part of this federation, and its "
@@ -139,15 +170,60 @@ def traffic(record: Record) -> Traffic:
         turns = [t for t in record.turns if t.question == kind]
         held = "; ".join(dict.fromkeys(named(classes(t, record.weighty)) for t in turns))
         questions.append(Question(kind, held, *_bytes(turns)))
-    sites = []
-    for site in record.sites:
-        mine = [t for t in record.turns if t.site == site.name]
-        cells = []
-        for kind in kinds:
-            sent = [t.bytes_up for t in mine if t.question == kind and t.bytes_up]
-            cells.append((size(sum(sent)), plural(len(sent), "message")))
-        sites.append(Sent(site.name, cells, size(sum(t.bytes_up for t in mine)), size(sum(t.bytes_down for t in mine))))
-    return Traffic(questions, [str(cell) for cell in _bytes(record.turns)], sites)
+    sites = [_sent(record, site.name, kinds) for site in record.sites]
+    return Traffic(questions, [str(cell) for cell in _bytes(record.turns)], sites, *_held(record, sites))
+
+
+def _sent(record: Record, site: str, kinds: Sequence[str]) -> Sent:
+    """What one hospital sent."""
+    mine, agreed = [t for t in record.turns if t.site == site], record.agreed.get(site, {})
+    found = [_kind(record, kind, [t for t in mine if t.question == kind], agreed.get(kind)) for kind in kinds]
+    most = size(sum(nbytes * times for nbytes, times in agreed.values())) if agreed else ""
+    up, down = (size(sum(getattr(t, way) for t in mine)) for way in ("bytes_up", "bytes_down"))
+    return Sent(site, [kind for kind in found if kind.asked], _missed(mine), up, down, most)
+
+
+def _kind(record: Record, name: str, turns: Sequence[TurnRow], agreed: tuple[int, int] | None) -> Kind:
+    """One kind of message at one hospital, held against what its yes says of it."""
+    held = "; ".join(dict.fromkeys(named(classes(t, record.weighty)) for t in turns))
+    statuses, sent = Counter(t.status for t in turns), [t.bytes_up for t in turns if t.bytes_up]
+    most, over = "", False
+    if agreed:
+        nbytes, times = agreed
+        most, over = f"{times} × {size(nbytes)}", len(sent) > times or max(sent, default=0) > nbytes
+    counts = (len(turns), statuses["answered"], statuses["refused"], statuses["absent"])
+    return Kind(name, held, *counts, size(sum(sent)), size(max(sent)) if sent else "–", most, over)
+
+
+def _missed(turns: Sequence[TurnRow]) -> list[str]:
+    """Why questions have no usable answer: a sentence for each reason, with the rounds in which it held."""
+    rounds: dict[tuple[str, str, str], list[int]] = {}
+    for t in turns:
+        if t.status != "answered":
+            rounds.setdefault((t.status, t.question, t.why), []).append(t.round)
+    return [
+        f"{status.capitalize()} at {question} in round{'s' * (len(set(at)) > 1)} {_some(sorted(set(at)))}: {why}"
+        for (status, question, why), at in rounds.items()
+    ]
+
+
+def _some(rounds: Sequence[int]) -> str:
+    """The first few of some rounds."""
+    more = f" and {len(rounds) - 10} more" if len(rounds) > 10 else ""
+    return (", ".join(map(str, rounds[:10])) + more) if more else listed([str(r) for r in rounds])
+
+
+def _held(record: Record, sites: Sequence[Sent]) -> tuple[str, bool]:
+    """Whether what left is within what the hospitals have signed, in a sentence; and whether it is not."""
+    if not record.agreed:
+        return "", False
+    over = [f"{site.name} ({listed([k.name for k in site.kinds if k.over])})" for site in sites
+            if any(kind.over for kind in site.kinds)]  # fmt: skip
+    if over:
+        return f"More left than the approval says, at {listed(over)}: ask the coordinator why.", True
+    lacking = [site.name for site in sites if not site.most]
+    but = f" Of {listed(lacking)} no approval is in this record." if lacking else ""
+    return f"No hospital sent more, or more often, than its signed approval says.{but}", False
 
 
 def _bytes(turns: Sequence[TurnRow]) -> tuple[int, int, str, str, str]:
