@@ -31,6 +31,29 @@ def init(
 
 
 @app.command()
+def demo(
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Where it lies (default: runs/consortium).")
+    ] = None,
+    sites: Annotated[int, typer.Option(min=2, max=5, help="How many hospitals.")] = 4,
+    engine: Annotated[
+        Literal["nvflare", "flower", "loopback"], typer.Option(help="What carries the messages.")
+    ] = "loopback",
+    seed: Annotated[int, typer.Option(min=0, help="Other patients, another order.")] = 0,
+) -> None:
+    """Play a whole consortium on this machine: real processes, real keys, simulated scans; nothing is downloaded."""
+    from fedscan.cli.running import ended
+    from fedscan.consortium.demo import demo as play
+
+    folder = out or Path("runs/consortium")
+    try:
+        page = play(folder, sites, engine, seed)
+    except KeyboardInterrupt:
+        raise typer.Exit(common.interrupted()) from None
+    ended(folder / "run", page, json=False)
+
+
+@app.command()
 def admit(
     request: Annotated[Path, typer.Argument(metavar="REQUEST.csr", help="The request that the member sent.")],
     folder: FOLDER,
