@@ -42,6 +42,7 @@ class Receipt:
     nbytes: int
     seconds: float
     changed: bool  # whether the memory did; if not, this turn keeps none
+    question: str = ""  # its name; receipts of older versions have none
 
 
 def write_secret(file: BinaryIO) -> None:

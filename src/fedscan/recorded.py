@@ -308,6 +308,7 @@ class Recorded:
 
     def _accept(self, row: Row, answer: Answer, question: Question, parcel: Parcel) -> bool:
         """Decides what becomes of an answer, and writes it into its row. True where the round will see it."""
+        again = bool(row.why)  # refused or absent before
         row.seconds, row.answered, row.bytes_up, row.why = answer.seconds, answer.digest, answer.nbytes, ""
         if answer.absent or answer.refused:
             row.status, row.why = ("absent", answer.absent) if answer.absent else ("refused", answer.refused)
@@ -325,7 +326,8 @@ class Recorded:
             except Refused as e:
                 row.status, row.why = "refused", str(e)
         self.journal.put(row)
-        self.journal.put_proof(row.turn, answer.proof)
+        if answer.proof or again:
+            self.journal.put_proof(row.turn, answer.proof)
         self.journal.event(f"answered {row.turn}")
         self.notice(row)
         self._seconds += answer.seconds

@@ -13,6 +13,7 @@ from typing import Any
 from fedscan import wire
 from fedscan.engines import envelope
 from fedscan.engines.envelope import ANSWER, EPOCH, PART, REQUEST, Seal, Talk
+from fedscan.engines.heads import Heads
 from fedscan.engines.incoming import Incoming
 from fedscan.engines.local import Computed, Local, put_down
 from fedscan.engines.workers import Sealed
@@ -125,6 +126,7 @@ class Run:
         self.local = Local(replace(desk.study, names=names), folder, durable=desk.durable, event=desk.event)
         self.disk = self.local.disks[desk.name]
         self.incoming = Incoming(folder / "incoming", desk.most)
+        self.heads = Heads(folder / "heads.jsonl", desk.durable)
         self.epoch, self.past, self.kept = self._marks()
         self.number = self.epoch * EPOCH
         self._hold_facts()
@@ -145,21 +147,23 @@ class Run:
                 case {"act": "fetch", "turn": turn, "answered": str(answered), "at": int(at)}:
                     return self._fetch(turn_of(turn), answered, at)
                 case {"act": "end", "why": str(why), "over": bool(over)}:
+                    self.heads.keep(header.get("ledger", ""))
                     self.desk.log(envelope.plain(why))
                     if over:
                         self.desk.ended.set()
-                    return {"status": "ended"}, b""
+                    return vouched({"status": "ended"}, header), b""
                 case {"act": "ask", "wait": int() | float() as wait}:
+                    self.heads.keep(header.get("ledger", ""))
                     self._settle(header)
                     job = self._ask(header, body)
                 case _:
                     raise Refused("a request of a kind that this version does not know")
         if isinstance(job, dict):
-            return self._with_answer(job)
+            return self._with_answer(vouched(job, header))
         job.done.wait(min(wait, LONGEST_WAIT))
         if not job.done.is_set() or [*job.key] != header["turn"] or job.asked != header["asked"]:
             return {"status": "working", "beats": self.desk.beats}, b""  # maybe on what was asked before
-        return self._with_answer(job.told)
+        return self._with_answer(vouched(job.told, header))
 
     def _ask(self, header: Mapping[str, Any], body: memoryview) -> Job | dict[str, Any]:
         """The work on a turn, begun if it has to be, or what there is to say of it at once.
@@ -175,7 +179,7 @@ class Run:
             return self.job
         known = self.disk.receipt(key)
         if known and self.disk.sound(key, known):
-            if known.asked != asked:
+            if (known.asked, known.question) != (asked, question):
                 return refusal(f"{self.desk.name} was asked something else in round {key[0]}, call {key[1]}")
             return answered(key, known)
         if key[0] <= self.past and key not in self.kept:
@@ -325,9 +329,22 @@ def refusal(why: str) -> dict[str, Any]:
 def answered(turn: Sequence[int], receipt: Receipt) -> dict[str, Any]:
     """What is said of a turn that is answered."""
     return {
-        "status": "answered", "turn": list(turn), "answered": receipt.answered, "nbytes": receipt.nbytes,
-        "seconds": receipt.seconds, "changed": receipt.changed,
+        "status": "answered", "turn": list(turn), "question": receipt.question, "asked": receipt.asked,
+        "answered": receipt.answered, "nbytes": receipt.nbytes, "seconds": receipt.seconds, "changed": receipt.changed,
     }  # fmt: skip
+
+
+def vouched(told: dict[str, Any], header: Mapping[str, Any]) -> dict[str, Any]:
+    """What is said of a turn, or of the end, with the seal of the record that was shown with the request.
+
+    All of it is signed: so it proves the turn's row in the record, and countersigns the rounds up to that seal.
+    """
+    if told["status"] == "refused":
+        asked = {key: str(header[key])[:200] for key in ("question", "asked")}
+        told = {**told, "turn": header["turn"], **asked}
+    elif told["status"] not in ("answered", "ended"):
+        return told
+    return {**told, "ledger": header.get("ledger", "")}
 
 
 def run_of(header: Mapping[str, Any]) -> str:

@@ -85,6 +85,11 @@ def opened(kind: str, data: bytes, talk: Talk, sender: str, seal: Seal) -> tuple
     return header, body
 
 
+def signed_part(data: bytes) -> str:
+    """The signed header of a request or an answer, as it was signed."""
+    return data[4 : 4 + int.from_bytes(data[:4], "big")].decode(errors="replace")
+
+
 def plain(text: object) -> str:
     """What somebody else wrote, as it can be signed, logged and shown: one line of at most 500 printable characters."""
     normal = unicodedata.normalize("NFC", str(text)[:500])[:500]

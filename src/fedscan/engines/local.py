@@ -101,7 +101,7 @@ class Local:
             return Answer(turn, refused=str(e), changed=False)
         self.event(f"computed {turn}")
         changed = not unchanged(memory, before)
-        receipt = Receipt(asked, parcel.digest, parcel.nbytes, seconds, changed)
+        receipt = Receipt(asked, parcel.digest, parcel.nbytes, seconds, changed, letter.question)
         if self.strict:
             reply = wire.unpack(bytes(parcel))
             memory = wire.unpack(bytes(wire.pack(memory)))

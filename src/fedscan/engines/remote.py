@@ -32,6 +32,8 @@ PATIENCE = 10.0  # seconds that a site may keep a request waiting for its answer
 SLACK = 20.0  # seconds more in which what was said has to come through
 LAST = 5.0  # seconds for what is said when the lease has all but run out
 MOST_SECONDS = 1e9  # that an answer may be said to have taken
+PROVEN = ("turn", "question", "asked", "ledger")  # what a site signs of the request, with its answer
+MOST_PROOF = 16 << 10  # bytes of a signed header
 PAUSES = (0.05, 2.0)  # seconds before what was lost is asked for again: at first, and at most
 Tell = Callable[[str, str], None]  # site, and what it is waited for, in a sentence
 
@@ -54,8 +56,9 @@ class Line:
 
     def say(
         self, header: Mapping[str, Any], body: bytes | memoryview = b"", wait: float = 0.0, most: float = math.inf
-    ) -> tuple[dict[str, Any], memoryview]:
-        """What the site says, which may take it ``wait`` seconds, and ``most`` with the way there and back.
+    ) -> tuple[dict[str, Any], memoryview, str]:
+        """What the site says, which may take it ``wait`` seconds, and ``most`` with the way there and back: the
+        header, the body, and the header as the site signed it.
 
         Raises Lost, with a sentence, where nothing comes, or nothing that can be believed.
         """
@@ -74,20 +77,22 @@ class Line:
                 raise Lost(f"{self.site} does not take the request: {envelope.plain(told.get('why'))}")
             case "unable":
                 raise Lost(envelope.plain(told.get("why")))
-        return told, out
+        return told, out, envelope.signed_part(data)
 
 
 class Remote:
     """The engine of studies between hospitals, for one process of the coordinator.
 
     ``epoch`` has to be larger than that of every earlier start of the same run; ``most`` says how many bytes an answer
-    to a question may have; ``longest`` is how many seconds a site is waited for, whatever progress it shows.
+    to a question may have; ``longest`` is how many seconds a site is waited for, whatever progress it shows;
+    ``ledger`` tells the last seal of the record, which each site countersigns with its answer.
     """
 
     def __init__(
         self, study: Study, folder: Path, carrier: Carrier, talk: Talk, seal: Seal, epoch: int, *,
         most: Callable[[str], int] = lambda question: 1 << 40, lease: float = LEASE, patience: float = PATIENCE,
         longest: float = math.inf, durable: bool = True, tell: Tell = nobody, event: Event = nothing,
+        ledger: Callable[[], str] = str,
     ) -> None:  # fmt: skip
         self.study, self.names, self.folder, self.most = study, study.names, folder, most
         self.lease, self.patience = lease, min(patience, lease / 4)  # so that progress is seen in time
@@ -99,6 +104,7 @@ class Remote:
         self._settled: dict[str, Mapping[str, Any]] = {name: {} for name in study.names}
         self._spent: dict[str, tuple[int, Lease]] = {}  # of sites that were absent: in which round
         self._round = 0
+        self._ledger, self._head = ledger, ""
         self._closing = threading.Event()
         for name in study.names:
             threading.Thread(target=self._serve, args=(name,), daemon=True).start()
@@ -107,6 +113,7 @@ class Remote:
 
     def send(self, letters: Sequence[Letter]) -> None:
         """Puts letters on their way."""
+        self._head = self._ledger()
         for letter in letters:
             self._round = max(self._round, letter.turn.round)
             self._letters[letter.turn.site].put(letter)
@@ -159,13 +166,16 @@ class Remote:
         while not self._closing.is_set():
             asked, wait, why = time.monotonic(), min(self.patience, lease.left), ""
             try:
-                most = max(lease.left, LAST)
-                told, body = line.say({**out.header, **self._settled[site]}, out.body, wait, most)
+                request = {**out.header, **self._settled[site], "ledger": self._head}
+                told, body, proof = line.say(request, out.body, wait, max(lease.left, LAST))
                 match told.get("status"):
                     case "answered":
-                        return self._taken(letter, told, body, lease)
+                        hold_proof(site, told, request, proof)
+                        return replace(self._taken(letter, told, body, lease), proof=proof)
                     case "refused":
-                        return Answer(letter.turn, refused=envelope.plain(told.get("why")), changed=False)
+                        hold_proof(site, told, request, proof)
+                        why = envelope.plain(told.get("why"))
+                        return Answer(letter.turn, refused=why, changed=False, proof=proof)
                     case "failed":
                         raise SiteFailed(envelope.plain(told.get("why")))
                     case "need":
@@ -206,7 +216,7 @@ class Remote:
             raise Lost(f"{line.site} says that it lacks what it was sent")
         payload, total = out.header["payload"], out.header["travels"]
         while out.large and type(have) is int and 0 <= have < total and not self._closing.is_set() and not lease.over:
-            said, _ = line.say({"act": "part", "payload": payload, "at": have, "total": total}, out.part(have))
+            said, *_ = line.say({"act": "part", "payload": payload, "at": have, "total": total}, out.part(have))
             have = said.get("have")
             lease.further(payload, have)
 
@@ -237,7 +247,7 @@ class Remote:
         turn = [letter.turn.round, letter.turn.call]
         with partial.open("ab") as file:
             while (at := file.tell()) < size:
-                _, body = line.say({"act": "fetch", "turn": turn, "answered": digest, "at": at})
+                _, body, _ = line.say({"act": "fetch", "turn": turn, "answered": digest, "at": at})
                 if not 0 < len(body) <= min(PART, size - at):
                     raise Lost(f"{letter.turn.site} sent {len(body)} bytes of an answer where some were to come")
                 file.write(body)
@@ -254,6 +264,12 @@ class Remote:
 
     def _file(self, turn: Turn) -> Path:
         return self.folder / "answers" / f"{turn}.safetensors"
+
+
+def hold_proof(site: str, told: Mapping[str, Any], request: Mapping[str, Any], proof: str) -> None:
+    """Raises Lost unless what a site has signed can stand in the record: it names what it answers."""
+    if any(told.get(key) != request[key] for key in PROVEN) or len(proof) > MOST_PROOF:
+        raise Lost(f"{site} does not sign what it was asked, but something else")
 
 
 class Lease:
