@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from fedscan import launch, wire
+from fedscan.chain import last_seal
 from fedscan.consortium.asks import hash_of, hold_between
+from fedscan.consortium.countersigned import keep_end, keep_members
 from fedscan.consortium.joining import taking_part
 from fedscan.consortium.leaving import most
 from fedscan.consortium.member import Home
@@ -143,8 +145,9 @@ def begun(file: StudyFile, folder: Path, home: Home) -> tuple[Talk, int]:
     with closing(Journal(folder, durable=True)) as journal:
         meta = journal.meta()
         name, epoch = meta.get("run", os.urandom(16).hex()), int(meta.get("epoch", "-2")) + 3
-        journal.set_meta(run=name, epoch=str(epoch))
+        journal.set_meta(run=name, epoch=str(epoch), plugins=json.dumps(file.plugins()))
         journal.commit()
+    keep_members(home, folder)
     return Talk(hash_of(file), name, home.name), epoch
 
 
@@ -234,7 +237,7 @@ def carried_out(study: Study, folder: Path, table: Table, talk: Talk, epoch: int
         limits = {name: most(question.gives(study.terms)) for name, question in study.questions.items()}
         made.append(Remote(
             study, folder, table.carrier, talk, KeySeal(table.home, "site"), epoch,
-            most=limits.__getitem__, lease=table.lease, tell=status.site,
+            most=limits.__getitem__, lease=table.lease, tell=status.site, ledger=lambda: head_of(folder),
         ))  # fmt: skip
         return made[-1]
 
@@ -253,19 +256,36 @@ def carried_out(study: Study, folder: Path, table: Table, talk: Talk, epoch: int
     finally:
         launch.add_seconds(folder, time.monotonic() - began)
         seal = KeySeal(table.home, "site")
-        farewell({name: Line(name, table.carrier, talk, seal, epoch + 1) for name in study.names}, over)
+        lines = {name: Line(name, table.carrier, talk, seal, epoch + 1) for name in study.names}
+        head = head_of(folder)
+        if (signed := farewell(lines, over, head)) and head:
+            keep_members(table.home, folder)
+            keep_end(folder, head, signed)
 
 
-def farewell(lines: Mapping[str, Line], over: bool) -> None:
-    """Tells the hospitals that nothing more is asked, for now or for good; who is not there is not waited for."""
+def head_of(folder: Path) -> str:
+    """The last seal of the record in a run's folder."""
+    with closing(opened(folder)) as db:
+        return last_seal(db)
+
+
+def farewell(lines: Mapping[str, Line], over: bool, head: str) -> dict[str, str]:
+    """Tells the hospitals that nothing more is asked, for now or for good; who is not there is not waited for.
+
+    Returns what they have signed of the record's last seal.
+    """
     why = "the study has come to its end" if over else "the coordinator has stopped, and may go on later"
+    signed: dict[str, str] = {}
 
     def tell(line: Line) -> None:
         with suppress(Lost):
-            line.say({"act": "end", "over": over, "why": why})
+            told, _, proof = line.say({"act": "end", "over": over, "why": why, "ledger": head})
+            if (told.get("status"), told.get("ledger")) == ("ended", head):
+                signed[line.site] = proof
 
     threads = [threading.Thread(target=tell, args=(line,), daemon=True) for line in lines.values()]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(FAREWELL)
+    return dict(signed)
