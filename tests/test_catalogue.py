@@ -222,9 +222,9 @@ def test_a_kept_study_that_was_changed_is_refused(fedscan: Command, east: Home, 
 
 
 def test_the_commands_of_the_page_do_what_it_says(fedscan: Command, tmp_path: Path) -> None:
-    page = (Path(__file__).parents[1] / "docs" / "consortium.md").read_text(encoding="utf-8")
-    agreed = page[page.index("## What a hospital agrees to") :]
-    told = page[page.index("## In ten minutes") : page.index("## Who can be what")] + agreed
+    docs = Path(__file__).parents[1] / "docs"
+    members, agreed = ((docs / name).read_text(encoding="utf-8") for name in ("members.md", "agreeing.md"))
+    told = members[: members.index("## Who can be what")] + agreed
     lines = [x for block in re.findall(r"^```sh\n(.*?)^```", told, re.S | re.M) for x in block.splitlines()]
     write_scans(tmp_path / "scans", ("hospital-a",), 30, side=8)
     study = STUDY.format(method="fedavg", more="epochs = 2\n").replace("[16, 16, 16]", "[8, 8, 8]")

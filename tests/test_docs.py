@@ -151,6 +151,22 @@ def test_commands_in_pages_exist() -> None:
     assert seen > 10
 
 
+def test_tests_that_pages_name_exist() -> None:
+    named = {name for page in PAGES for name in re.findall(r"`(tests/[\w/]+\.py::\w+)`", page.read_text())}
+    assert len(named) > 40
+    for name in named:
+        path, test = name.split("::")
+        assert re.search(rf"^def {test}\(", text_of(path), re.M), name
+
+
+def test_each_threat_is_held_by_a_test_or_said_not_to_be_covered() -> None:
+    rows = re.findall(r"^\| T(\d+) \|(.*?)\|(.*?)\|(.*?)\|$", text_of("docs/threats.md"), re.M)
+    assert sorted(int(number) for number, *_ in rows) == list(range(1, 41))
+    for number, _, stops, test in rows:
+        admitted = any(said in stops.lower() for said in ("not covered", "does not arise"))
+        assert "::" in test or admitted, f"T{number}"
+
+
 @every_page
 def test_no_path_of_a_machine(page: Path) -> None:
     text = page.read_text(encoding="utf-8")

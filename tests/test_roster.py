@@ -314,7 +314,7 @@ def test_the_commands_from_beginning_to_end(fedscan: Command, tmp_path: Path) ->
 
 
 def test_the_commands_of_the_page_do_what_it_says(fedscan: Command, tmp_path: Path) -> None:
-    page = (Path(__file__).parents[1] / "docs" / "consortium.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[1] / "docs" / "members.md").read_text(encoding="utf-8")
     lines = [x for block in re.findall(r"^```sh\n(.*?)^```", page, re.S | re.M) for x in block.splitlines()][:10]
     assert [x.split()[1:3] for x in lines] == [
         ["consortium", "init"], ["site", "init"], ["consortium", "admit"], ["site", "import"],

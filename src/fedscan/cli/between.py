@@ -77,12 +77,16 @@ def join(
 ) -> None:
     """Answer for a hospital in a study that it has agreed to, until the study is over or Ctrl-C."""
     from fedscan.consortium import joining
-    from fedscan.consortium.carriers import to_coordinator
+    from fedscan.consortium.carriers import address, to_coordinator
     from fedscan.consortium.proposals import office
     from fedscan.consortium.words import words
     from fedscan.engines.doors import Door
 
     at = office(folder)
+    if at.home.role != "site":
+        raise ValueError(f"{folder} is the folder of a {at.home.role}: only a hospital joins")
+    if engine != "loopback":
+        address(server)
     file = at.study(study) if study else joining.last_agreed(at)
     found = at.proposal(file)
     if found.standing.state != "approved":
@@ -102,7 +106,7 @@ def join(
                 while not desk.ended.wait(1.0):
                     pass
         except KeyboardInterrupt:
-            log("left: what was answered is kept, and `fedscan join` goes on")
+            log("left: what was answered is kept, and joining again goes on with it")
             raise typer.Exit(common.INTERRUPTED) from None
         finally:
             door.close()
@@ -129,7 +133,8 @@ def status(run: RUN, json: JSON = False) -> None:
     if json:
         common.print_json(told)
         return
-    print(f"{told['state']}, round {told['round']}{'' if told['alive'] else ' (nobody is at work on it)'}\n")
+    idle = "" if told["alive"] or told["state"] == "ended" else " (nobody is at work on it)"
+    print(f"{told['state']}, round {told['round']}{idle}\n")
     now = time.time()
     rows = [(name, site["state"], f"{now - site['since']:.0f} s") for name, site in told["sites"].items()]
     common.print_table(("hospital", "state", "for"), rows)

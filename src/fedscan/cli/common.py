@@ -44,7 +44,7 @@ def said(error: Exception) -> tuple[int, str]:
         return 3, "This machine's memory is full: lower train.batch, data.patch or data.grid. Nothing is lost."
     if "DiskFull" in kinds:
         return 3, f"{text}, and the run goes on with: {again}"
-    if "WorkerDied" in kinds:
+    if kinds & {"WorkerDied", "SiteFailed"}:
         return 3, f"The run has stopped: {text}. Nothing is lost: go on with: {again}"
     if "OutOfMemoryError" in kinds:
         return 3, "The GPU's memory is full: lower train.batch, data.patch or data.grid. Nothing is lost."

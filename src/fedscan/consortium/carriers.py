@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Literal
 
 from fedscan.consortium.member import Home
+from fedscan.engines import flower, nvflare
 from fedscan.engines.doors import Carrier, Doors, Relayed
 from fedscan.run import Problem
 
 EngineName = Literal["loopback", "nvflare", "flower"]
+ENGINES = {"nvflare": nvflare, "flower": flower}
 PORT = 8002
 
 
@@ -25,21 +27,8 @@ def to_sites(engine: EngineName, home: Home, folder: Path, sites: Path | None, l
         yield Doors({name: sites / name for name in site_names(home)})
         return
     host, port = address(listen)
-    if engine == "nvflare":
-        from fedscan.engines import nvflare
-
-        with nvflare.coordinator(home, folder, port, host):
-            yield Relayed(folder)
-        return
-    from fedscan.engines import flower
-
-    certificates = {m.certificate: m.name for m in home.roster.lines if m.role == "site" and m.revoked is None}
-    link = flower.Engine(home.folder, folder, folder, (host, port), home.name, certificates)
-    link.start()
-    try:
+    with ENGINES[engine].coordinator(home, folder, port, host):
         yield Relayed(folder)
-    finally:
-        link.stop()
 
 
 @contextmanager
@@ -48,22 +37,9 @@ def to_coordinator(engine: EngineName, home: Home, coordinator: str, server: str
     if engine == "loopback":
         yield
         return
-    host, port = address(server)
-    folder = home.folder / engine
-    if engine == "nvflare":
-        from fedscan.engines import nvflare
-
-        with nvflare.site(home, folder, f"{host}:{port}", coordinator, home.folder):
-            yield
-        return
-    from fedscan.engines import flower
-
-    node = flower.Engine(home.folder, folder, home.folder, (host, port), coordinator)
-    node.start()
-    try:
+    address(server)
+    with ENGINES[engine].site(home, home.folder / engine, server, coordinator, home.folder):
         yield
-    finally:
-        node.stop()
 
 
 def site_names(home: Home) -> list[str]:
@@ -75,5 +51,6 @@ def address(text: str) -> tuple[str, int]:
     """Host and port of "HOST:PORT". Raises Problem for anything else."""
     host, _, port = text.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 65536:
-        raise Problem(f"{text!r} is no address: HOST:PORT was meant, such as fl.hospital.org:{PORT}.")
+        where = f"{text!r} is no address: HOST:PORT was meant" if text else "say by --server where the coordinator is"
+        raise Problem(f"{where}, such as fl.hospital.org:{PORT}.")
     return host, int(port)

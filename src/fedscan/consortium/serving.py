@@ -108,9 +108,11 @@ def serve(file: StudyFile, folder: Path, table: Table) -> Path:
     It begins once every hospital of the study is there and has agreed to exactly this study. Raises as
     ``launch.launch``; with ``table.how.resume`` the run goes on, also without those who are not there.
     """
+    home, how = table.home, table.how
+    if home.role != "coordinator":
+        raise Problem(f"{home.folder} is the folder of a {home.role}: a study comes from the coordinator's.")
     hold_between(file)
     hold_named(file)
-    home, how = table.home, table.how
     names = taking_part(file, [m.name for m in home.roster.lines if m.role == "site" and m.revoked is None])
     launch.free(folder, how.resume)
     launch.ready(file)

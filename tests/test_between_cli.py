@@ -1,0 +1,206 @@
+"""serve, join, status and stop as users give them: the commands of the page, in processes of their own."""
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from commands import Command, Said, refused
+from fedscan.ledger import read_record
+
+DOCS = Path(__file__).parents[1] / "docs"
+PAGE = (DOCS / "consortium.md").read_text(encoding="utf-8")
+PATIENCE = 500.0  # seconds for what takes 5 on an idle machine
+LEFT = "left: what was answered is kept, and joining again goes on with it"
+
+
+def blocks(language: str, text: str = PAGE) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.S | re.M)
+
+
+def commands(start: str, end: str) -> list[list[str]]:
+    """The commands of the page from one heading to another, as words."""
+    part = PAGE[PAGE.index(f"\n## {start}") : PAGE.index(f"\n## {end}")]
+    return [shlex.split(line)[1:] for block in blocks("sh", part) for line in block.splitlines()]
+
+
+class Process:
+    """A command in a process of its own."""
+
+    def __init__(self, folder: Path, *words: str) -> None:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "FEDSCAN_CACHE": str(folder / "cache")}
+        self.of = subprocess.Popen(
+            [sys.executable, "-m", "fedscan", *words], cwd=folder, env=environment, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+
+    def ended(self) -> Said:
+        out, err = self.of.communicate(timeout=PATIENCE)
+        assert "Traceback" not in out + err, err
+        return Said(self.of.returncode, out, err)
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Process]]:
+    """Starts commands; whatever still runs at the end is ended."""
+    made: list[Process] = []
+
+    def process(*words: str) -> Process:
+        made.append(Process(tmp_path, *words))
+        return made[-1]
+
+    yield process
+    for one in made:
+        if one.of.poll() is None:
+            one.of.kill()
+            one.of.communicate()
+
+
+def until(holds: Callable[[], object], what: str) -> None:
+    end = time.monotonic() + PATIENCE
+    while not holds():
+        assert time.monotonic() < end, f"waited for {what} in vain"
+        time.sleep(0.1)
+
+
+def prepared(fedscan: Command, folder: Path) -> None:
+    """Steps 1 to 4 of the page."""
+    exec(compile(blocks("python")[0], "scans.py", "exec"), {})  # our own page, in a test
+    (folder / "study.toml").write_text(blocks("toml")[0])
+    for words in commands("2. Found the consortium", "5. Run it"):
+        said = fedscan(*words)
+        assert (said.code, said.err) == (0, ""), words
+
+
+@pytest.mark.slow
+def test_the_page_from_nothing_to_a_report(fedscan: Command, start: Callable[..., Process], tmp_path: Path) -> None:
+    prepared(fedscan, tmp_path)
+    east, west, serve = commands("5. Run it", "Between real machines")
+    log = tmp_path / "sites/east/join.log"
+
+    def status() -> dict[str, object]:
+        return dict(json.loads(fedscan("status", "run", "--json").out))
+
+    def states() -> list[str]:
+        told = status() if (tmp_path / "run/status.json").exists() else {"sites": {}}
+        return [site["state"] for site in told["sites"].values()]  # type: ignore[attr-defined]
+
+    # one hospital is there, and one is waited for
+    first, asking = start(*east, "--json"), start(*serve)
+    until(
+        lambda: states() == ["is there, and agrees", "is waited for: west: nobody is there yet"], "the first hospital"
+    )
+    told = status()
+    assert (told["state"], told["round"], told["alive"]) == ("waits for west", 0, True)
+    assert re.search(r"^west +is waited for: .* +\d+ s$", fedscan("status", "run").out, re.M)
+    refused(fedscan(*east), "another `fedscan join` is at work in sites/east: one at a time answers for a hospital.")
+    refused(fedscan(*serve), "run already holds a run; add --resume to go on with it")
+
+    # the coordinator is stopped in the middle, and a hospital leaves; both come back
+    second = start(*west)
+    west_log = tmp_path / "sites/west/join.log"
+    until(lambda: west_log.exists() and "learn in round 1: answered" in west_log.read_text(), "round 1")
+    assert fedscan("stop", "run").out.startswith("it is told to stop")
+    said = asking.ended()
+    assert (said.code, said.out) == (130, "")
+    assert said.err.endswith(f"stopped. Nothing is lost: go on with\n  {shlex.join(['fedscan', *serve, '--resume'])}\n")
+    assert (status()["state"], status()["alive"]) == ("stopped", False)
+    assert "stopped, round 1 (nobody is at work on it)" in fedscan("status", "run").out
+    refused(fedscan("stop", "run"), "nobody is at work on run: it stands still")
+    second.of.send_signal(signal.SIGINT)
+    said = second.ended()
+    assert (said.code, said.out.splitlines()[-1][9:]) == (130, LEFT)
+    asking, again = start(*serve, "--resume"), start(*west)
+
+    # all come to the end
+    said = asking.ended()
+    assert said.code == 0, said.err
+    assert re.search(r"^mean of sites +\d+ +[01]\.\d\d", said.out, re.M)
+    assert re.search(r"^report +run/report.html$", said.out, re.M)
+    for one in (first, again):
+        assert one.ended().code == 0
+    assert fedscan("status", "run").out.startswith("ended, round 4\n")
+    refused(fedscan("stop", "run"), "nobody is at work on run: it has ended")
+    record = read_record(tmp_path / "run")
+    assert {turn.status for turn in record.turns} == {"answered"}
+    assert "than its signed approval says" in (tmp_path / "run/report.html").read_text()
+
+    # the log is as the page says
+    known = re.findall(r"^\| `(.+?)` \|", (DOCS / "between.md").read_text(encoding="utf-8"), re.M)
+    patterns = [re.sub(r"[A-Z]{3,}", ".+", re.escape(one)) for one in known]
+    events = [json.loads(line) for path in (log, west_log) for line in path.read_text().splitlines()]
+    assert all(set(event) == {"time", "event"} for event in events)
+    assert (
+        len({next(p for p in patterns if re.fullmatch(p, event["event"])) for event in events}) == 5
+    )  # but refusals and faults
+    assert log.stat().st_mode & 0o077 == 0
+
+
+def test_who_cannot_take_part_is_told_why(fedscan: Command, tmp_path: Path) -> None:
+    prepared(fedscan, tmp_path)
+    east, west, serve = commands("5. Run it", "Between real machines")
+
+    def at(folder: str) -> list[str]:
+        return ["join", "--engine", "loopback", "--folder", folder]
+
+    refused(fedscan(*at("desk")), "desk is the folder of a coordinator: only a hospital joins")
+    refused(fedscan("join", "--folder", "sites/east"), "say by --server where the coordinator is, such as")
+    refused(fedscan("join", "--folder", "sites/east", "--server", "here"), "'here' is no address: HOST:PORT was meant")
+    refused(fedscan(*at("nowhere")), "nowhere is not a member's folder: make one with")
+    folder = serve.index("--folder") + 1
+    wrong = [*serve[:folder], "sites/east", *serve[folder + 1 :]]
+    refused(fedscan(*wrong), "sites/east is the folder of a site: a study comes from the coordinator's.")
+    refused(fedscan(*serve[:-4], "--out", "run"), "--engine loopback reaches hospitals on this machine only")
+    refused(fedscan(*serve, "--resume"), "run holds no run to go on with")
+    refused(fedscan("status", "run"), "run holds no run between hospitals")
+    refused(fedscan("stop", "run"), "run holds no run between hospitals")
+    refused(fedscan(*serve, "--set", "data.sites=['north']"), "north")
+
+    # a study that nobody has said yes to; what it asks is shown
+    (tmp_path / "other.toml").write_text(blocks("toml")[0].replace("rounds = 4", "rounds = 5"))
+    said = fedscan(*east, "other.toml")
+    refused(said, "'balls' is proposed here (nobody has decided on it): read what is asked, and agree with `fedscan")
+    assert "desk asks east to take part, together with west." in said.out
+    fedscan("site", "reject", "study.toml", "--folder", "sites/west", "--why", "no time")
+    refused(fedscan(*west, "study.toml"), "'balls' is rejected here (no time)")
+    refused(fedscan(*west), "west has agreed to no study yet")
+
+    # who is no member: not yet, or no more
+    fedscan("site", "init", "north", "--folder", "sites/north")
+    refused(fedscan(*at("sites/north"), "study.toml"), "sites/north has no certificate.pem yet: send request.csr to")
+    fedscan("consortium", "revoke", "east", "--why", "the key was stolen", "--folder", "root")
+    assert fedscan("site", "import", "root/roster.json", "--folder", "sites/east").code == 2
+    assert fedscan("site", "import", "root/roster.json", "--folder", "desk").code == 0
+
+
+def test_a_hospital_that_failed_is_a_sentence_and_can_be_gone_on_with() -> None:
+    from fedscan.cli.common import said
+    from fedscan.engines.remote import SiteFailed
+
+    code, sentence = said(SiteFailed("learn in round 1 failed at west (ZeroDivisionError): its own log says why"))
+    assert code == 3
+    assert "failed at west (ZeroDivisionError): its own log says why. Nothing is lost: go on with" in sentence
+
+
+def test_the_page_of_exit_codes_has_each_code_that_commands_end_with() -> None:
+    """Codes stand in the commands as ``Exit(N)``, and in ``common`` as what ``said`` and ``interrupted`` return."""
+    from fedscan.cli import common
+
+    written = {common.INTERRUPTED, 0}
+    for path in Path(common.__file__).parent.glob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        assert not re.search(r"Exit\(code=|os\._exit|sys\.exit\((?!outcome)", text), f"{path.name} ends in another way"
+        written |= {int(code) for code in re.findall(r"typer\.Exit\((\d+)\)", text)}
+        if path.name == "common.py":
+            written |= {int(code) for code in re.findall(r"^ {4,8}return (\d+)(?:,|$)", text, re.M)}
+    page = (DOCS / "exit-codes.md").read_text(encoding="utf-8")
+    assert written == {int(code) for code in re.findall(r"^\| (\d+) \|", page, re.M)}
+    assert written == {0, 1, 2, 3, 130}
