@@ -220,19 +220,38 @@ def test_processes_hold_no_torch_and_no_secret_in_sight(net: Net) -> None:
         assert not any(secret in text for text in written)
 
 
-def handshake(net: Net, *, home: Home | None) -> None:
-    """Speaks TLS with the coordinator's server, as this member or as nobody."""
+def handshake(net: Net, *, home: Home | None, port: int = 0) -> None:
+    """Speaks TLS with the coordinator's server (or another port), as this member or as nobody."""
     context = ssl.create_default_context(cafile=str(net.homes["hub"].folder / "root.pem"))
     context.check_hostname = False
     if home is not None:
         context.load_cert_chain(home.folder / "certificate.pem", home.folder / "key.pem")
     with (
-        socket.create_connection(("127.0.0.1", net.port), timeout=5.0) as plain,
+        socket.create_connection(("127.0.0.1", port or net.port), timeout=5.0) as plain,
         context.wrap_socket(plain) as sock,
     ):
         sock.settimeout(1.0)
         with suppress(TimeoutError):  # it waits for what is said: let in
             assert sock.recv(1) != b"", "the server hung up"
+
+
+def listening_ports(pid: int) -> set[int]:
+    """The TCP ports on which a process listens."""
+    own = {os.readlink(handle) for handle in Path(f"/proc/{pid}/fd").iterdir()}
+    rows = [line.split() for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]]
+    return {int(row[1].split(":")[1], 16) for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in own}
+
+
+@pytest.mark.slow
+def test_no_port_opens_without_a_certificate(net: Net) -> None:
+    for name, engine in net.engines.items():
+        doors = [json.loads((folder / "door.json").read_text())["port"] for folder in [engine.folder] if name == "hub"]
+        ports = listening_ports(engine.pid()) - set(doors)  # a door of ours asks for its token
+        assert (net.port in ports) == (name == "hub")
+        assert len(ports) == (2 if name == "hub" else 1)  # NVFlare opens one on loopback for jobs
+        for port in ports:
+            with pytest.raises((ssl.SSLError, ConnectionError, AssertionError)):
+                handshake(net, home=None, port=port)
 
 
 @pytest.mark.slow
@@ -285,14 +304,18 @@ def test_a_site_cannot_pose_as_another_nor_as_the_coordinator(net: Net, tmp_path
     )
     lured = nvflare.site(net.homes["hospital-c"], tmp_path / "lured", f"localhost:{port}", "hub", stolen)
     with posing, lure, lured:
+        refused = "authenticated as 'hospital-c' but claimed endpoint 'hospital-d'"
+        for log, words in {net.folder / "engine-hub": refused, tmp_path / "lured": "certificate verify failed"}.items():
+            until = time.monotonic() + 60
+            while not (log / "log.txt").exists() or words not in (log / "log.txt").read_text():
+                assert time.monotonic() < until, f"{log.name} never said: {words}"
+                time.sleep(0.2)
         with pytest.raises(Lost, match="not connected"):
-            net.call("hospital-d", b"1", seconds=8.0)
-        assert "hospital-d" not in nvflare.connected(net.folder / "engine-hub")
+            net.call("hospital-d", b"1", seconds=1.0)
+        assert nvflare.connected(net.folder / "engine-hub") == list(SITES)
         assert nvflare.connected(tmp_path / "lure") == []
         assert nvflare.heard(tmp_path / "posing") is nvflare.heard(tmp_path / "lured") is None
     door.close()
-    log = (net.folder / "engine-hub" / "log.txt").read_text()
-    assert "authenticated as 'hospital-c' but claimed endpoint 'hospital-d'" in log
 
 
 OWNER = """

@@ -35,9 +35,13 @@ KEPT = ("PATH", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH")  # of the environ
 LINE = {
     "allow_adhoc_conns": False,  # one connection for each site, to the coordinator
     "backbone_conn_gen": 2,
+    # A door on loopback that NVFlare opens for jobs, of which there are none: to be opened with a certificate only.
+    "internal": {"scheme": "tcp", "resources": {"host": "localhost", "connection_security": "mtls"}},
     "streaming_max_blob_size": MOST_BODY,
     "heartbeat_interval": 15,
     "sfm_close_stalled_connection": True,
+    "streaming_retry_wait": 60,  # seconds; on a slow line NVFlare would send again what is still on its way
+    "streaming_retry_timeout": 120,
 }
 ONLY_COURIERS = {"format_version": 2, "class_list_enforcement_mode": "enforce", "class_allow_list": [COURIER]}
 RIGHTS = {  # of NVFlare's own roles of people: none commands a member's process from afar
@@ -183,7 +187,7 @@ class Engine:
             return True
         handle = os.open(self.folder / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)  # so that two who ask are not in each other's way
             return False
         except BlockingIOError:
             return True
@@ -194,9 +198,10 @@ class Engine:
         """Ends the process, at once where it does not go within ``seconds``."""
         self._left.set()
         until = time.monotonic() + seconds
-        while self.running() or (self._watcher is not None and self._watcher.is_alive()):
+        while (running := self.running()) or (self._watcher is not None and self._watcher.is_alive()):
             with suppress(OSError, ValueError):  # gone meanwhile, or not far enough to have said which it is
-                os.kill(self.pid(), signal.SIGTERM if time.monotonic() < until else signal.SIGKILL)
+                if running:
+                    os.kill(self.pid(), signal.SIGTERM if time.monotonic() < until else signal.SIGKILL)
             time.sleep(0.1)
 
     def pid(self) -> int:
@@ -221,6 +226,7 @@ class Engine:
         # Where NVFlare lets OpenSSL add the authorities that the machine believes in, the consortium's root is all.
         environment |= {"SSL_CERT_FILE": root, "SSL_CERT_DIR": str(self.folder / "none")}
         environment |= {"HOME": str(self.folder), "OMP_NUM_THREADS": "1"}
+        (self.folder / LOCK).write_text("")  # else whoever reads it too soon finds a process of former times
         with (self.folder / SAID).open("ab") as said:
             return subprocess.Popen(
                 [python(), "-m", COURIER, str(self.folder.resolve())],

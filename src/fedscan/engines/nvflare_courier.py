@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ class AtCoordinator(FLComponent):  # type: ignore[misc]
                 if code == ReturnCode.OK:
                     if (lost := reply.get_header(LOST)) is not None:
                         raise Lost(str(lost))
-                    return bytes(reply.payload or b"")
+                    return taken(reply)
                 why = f"NVFlare says {code}"
             time.sleep(AGAIN)
         raise Lost(f"{site} was not reached within {seconds:g} s: {why}")
@@ -113,7 +114,7 @@ class AtSite(FLComponent):  # type: ignore[misc]
         if request.get_header(MessageHeaderKey.ORIGIN) != FQCN.ROOT_SERVER:
             return make_reply(ReturnCode.UNAUTHENTICATED)
         try:
-            said = hand_in(self.folder, bytes(request.payload or b""), float(request.get_header(SECONDS)))
+            said = hand_in(self.folder, taken(request), float(request.get_header(SECONDS)))
         except Lost as e:
             reply = make_reply(ReturnCode.OK)
             reply.set_header(LOST, str(e))
@@ -135,6 +136,15 @@ class AtSite(FLComponent):  # type: ignore[misc]
             elif time.monotonic() - heard > SILENCE:
                 os._exit(1)
             time.sleep(5.0)
+
+
+def taken(message: Any) -> bytes:
+    """The bytes of a message, whose buffer is given back at once: NVFlare would hold it for a minute or more."""
+    payload = message.payload
+    if not isinstance(payload, memoryview):
+        return bytes(payload or b"")
+    with payload:
+        return bytes(payload)
 
 
 def awake(_: Any) -> Any:
@@ -174,14 +184,12 @@ def run(folder: Path) -> None:
 
 
 def end_with_owner(folder: Path) -> None:
-    """Ends the process once its owner (``serve`` or ``join``) has been away for long."""
+    """Ends the process once its owner (``serve`` or ``join``) has been away for long, or its folder is gone."""
     seen = time.monotonic()
-    while time.monotonic() - seen < ORPHANED:
-        try:
+    while time.monotonic() - seen < ORPHANED and (folder / OWNER).exists():
+        with suppress(OSError, ValueError):
             os.kill(int((folder / OWNER).read_text()), 0)
             seen = time.monotonic()
-        except (OSError, ValueError):
-            pass
         time.sleep(5.0)
     os._exit(0)
 
