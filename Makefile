@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test check bench docs clean
+.PHONY: help demo test check bench engines docs clean
 help:            ## show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
@@ -11,6 +11,22 @@ help:            ## show this list
 	$(BIN)/python -m pip install -q --disable-pip-version-check torch==2.13.0
 	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[dev]'
 	@touch $@
+
+# NVFlare and Flower do not agree with each other, nor with all of fedscan's requirements: each has an environment, in
+# which fedscan needs the standard library only.
+.venv-nvflare/ready: pyproject.toml
+	$(PYTHON) -m venv .venv-nvflare
+	.venv-nvflare/bin/python -m pip install -q --disable-pip-version-check 'nvflare>=2.9,<2.10'
+	.venv-nvflare/bin/python -m pip install -q --disable-pip-version-check --no-deps -e .
+	@touch $@
+
+.venv-flower/ready: pyproject.toml
+	$(PYTHON) -m venv .venv-flower
+	.venv-flower/bin/python -m pip install -q --disable-pip-version-check 'flwr>=1.41,<1.43'
+	.venv-flower/bin/python -m pip install -q --disable-pip-version-check --no-deps -e .
+	@touch $@
+
+engines: .venv-nvflare/ready .venv-flower/ready    ## what carries studies between hospitals: NVFlare and Flower
 
 demo: .venv/ready    ## five simulated hospitals train one model; ends with a report
 	$(BIN)/fedscan demo
@@ -21,7 +37,7 @@ check: .venv/ready   ## lint, types and the fast tests: before every commit
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m 'not slow'
 
-test: .venv/ready    ## everything that CI runs, the slow tests too
+test: .venv/ready engines    ## everything that CI runs, the slow tests too
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -37,4 +53,4 @@ bench: .venv/ready   ## the figures of docs/benchmarks.md that need neither a GP
 	$(BIN)/python benchmarks/merge.py
 
 clean:           ## remove what the commands above made
-	rm -rf .venv build src/*.egg-info
+	rm -rf .venv .venv-nvflare .venv-flower build src/*.egg-info

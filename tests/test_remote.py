@@ -14,7 +14,7 @@ from fedscan.methods.registry import get
 from fedscan.run import run
 from toy import same
 
-METHODS = (
+METHODS = (  # of different shapes
     "fedavg", "scaffold", "fedbn", "fedavg-compressed", "cwt", "fedsegnet", "local-only", "fedadam", "ensemble",
     "traditional-fl",
 )  # fmt: skip
