@@ -93,6 +93,7 @@ class Journal:
         self.head: int | None = head[0] if head else None
         self.finished = bool(head and head[1])
         self.unsaved: dict[Turn, Row] = {}
+        self._unsaved_held: dict[str, list[str]] = {}
 
     def close(self) -> None:
         """Gives up what is not committed."""
@@ -193,17 +194,23 @@ class Journal:
 
     def held(self, site: str) -> list[str]:
         """The weights, by SHA-256, that a site has from the last message it answered."""
+        if site in self._unsaved_held:
+            return self._unsaved_held[site]
         v = self.db.execute("SELECT blobs FROM held WHERE site = ?", (site,)).fetchone()
         return list(json.loads(v[0])) if v else []
 
     def set_held(self, site: str, blobs: Iterable[str]) -> None:
-        self.db.execute("REPLACE INTO held VALUES (?, ?)", (site, json.dumps(list(blobs))))
+        self._unsaved_held[site] = list(blobs)
 
     def _write(self) -> None:
         if self.unsaved:
             rows = [row.values() for row in self.unsaved.values()]
             self.db.executemany(f"REPLACE INTO turns VALUES ({','.join('?' * 17)})", rows)
             self.unsaved.clear()
+        if self._unsaved_held:
+            held = [(site, json.dumps(blobs)) for site, blobs in self._unsaved_held.items()]
+            self.db.executemany("REPLACE INTO held VALUES (?, ?)", held)
+            self._unsaved_held.clear()
 
     def commit(self) -> None:
         """Makes all rows so far survive a kill (and a power cut, where durable)."""
