@@ -1,17 +1,23 @@
 """The engine over a carrier: the same bits as in one process, whatever the carrier does to what it carries."""
 
+import json
 import sqlite3
+import time
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from between import Bad, Between
+from between import Bad, Between, Straight
 from contract import BENCHES, study_of
 from fedscan.engines import remote
+from fedscan.engines.local import Replay
 from fedscan.methods.registry import get
 from fedscan.run import run
+from fedscan.study import Turn
+from test_resume import PLANS
 from toy import same
 
 METHODS = (  # of different shapes
@@ -52,3 +58,26 @@ def test_a_carrier_that_loses_repeats_and_replays_changes_nothing(
     carrier = Bad(between.desks, seed)
     assert same(between.run(carrier), run(study, tmp_path / "local"))
     assert record(tmp_path / "run") == record(tmp_path / "local")
+
+
+class Slow(Straight):
+    """Sites answer with delays of their own."""
+
+    def call(self, site: str, request: bytes, seconds: float) -> bytes:
+        time.sleep({"amsterdam": 0.15, "bergen": 0.02}.get(site, 0.07))
+        return super().call(site, request, seconds)
+
+
+@pytest.mark.parametrize("plan", ["async", "buffered"])
+def test_one_process_replays_the_order_in_which_answers_really_came(plan: str, tmp_path: Path) -> None:
+    study = replace(PLANS[plan](), silent={})
+    between = Between(study, tmp_path)
+    there = between.run(Slow(between.desks))
+    with closing(sqlite3.connect(tmp_path / "run" / "journal.sqlite")) as db:
+        order = [Turn(*json.loads(v)) for (v,) in db.execute("SELECT turn FROM arrived ORDER BY round, position")]
+    assert len({turn.site for turn in order}) > 1
+    here = run(study, tmp_path / "local", engine=lambda s, f: Replay(s, f, order))
+    assert same(there, here)
+    assert record(tmp_path / "run") == record(tmp_path / "local")
+    with pytest.raises(ValueError, match=r"which is not under way|ends here"):
+        run(study, tmp_path / "other", engine=lambda s, f: Replay(s, f, [Turn(9, 9, "bergen"), *order]))

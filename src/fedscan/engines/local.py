@@ -151,6 +151,28 @@ class Local:
         """Nothing is open."""
 
 
+class Replay(Local):
+    """The engine of simulations, which answers started questions in an ``order`` that another run has recorded."""
+
+    def __init__(self, study: Study, folder: Path, order: Sequence[Turn], **options: Any) -> None:
+        super().__init__(study, folder, **options)
+        self._order = deque(order)
+
+    def receive(self, started: bool) -> Answer:
+        """The answer whose turn it is. Raises ValueError where the method asks for more than was recorded."""
+        if not started:
+            return super().receive(started)
+        if not self._order:
+            raise ValueError("the recorded order of arrival ends here: the run that is replayed got no further answer")
+        turn = self._order.popleft()
+        for entry in self._started:
+            if entry[-1].turn == turn:
+                self._started.remove(entry)
+                heapq.heapify(self._started)
+                return self.answer(entry[-1])
+        raise ValueError(f"the recorded order has {turn} next, which is not under way: this is another study")
+
+
 def nbytes(tree: Any) -> int:
     """Bytes of the tensors in a tree."""
     if isinstance(tree, torch.Tensor):
