@@ -88,3 +88,21 @@ def test_dice_is_of_the_model_that_the_site_uses(trained_at: str) -> None:
     rows: Any = [score("east", 0.8, trained_at), score("east", 0.1, "west"), score("east", 9.0, trained_at, "hd95")]
     assert dice_of(rows) == {"east": 0.8}
     assert dice_of([score("east", None)]) == {}
+
+
+@pytest.mark.parametrize(
+    ("sentence", "red"),
+    [
+        ("is there, and agrees", False),
+        ("works on learn (until 14:00:00)", False),
+        ("is waited for: nobody is there yet", True),
+        ("is absent: no progress for 600 s", True),
+    ],
+)
+def test_only_what_is_amiss_at_a_hospital_is_red(sentence: str, red: bool) -> None:
+    out = io.StringIO()
+    watch = Show([], 3, Console(file=out, force_terminal=True, width=120, color_system="standard"), "balls")
+    with watch:
+        watch.waiting("west", sentence)
+    assert (f"\x1b[31m{sentence}" in out.getvalue()) == red
+    assert sentence in out.getvalue()

@@ -16,6 +16,7 @@ from fedscan.ledger import ScoreRow, SiteRow
 from fedscan.report.words import size
 
 LOCAL = "local-only"
+WELL = ("is there", "works on", "answered")  # how a hospital's state begins where nothing is amiss
 
 
 @dataclass
@@ -143,7 +144,8 @@ class Show:
             cells = [name, str(row.used) if row else "", row.about if row else "", number(seen.loss, 4)]
             cells += [number(seen.local)] if local else []
             cells += [number(seen.dice), size(seen.down), size(seen.up)]
-            shown.add_row(*map(Text, cells), Text(seen.state, style="red"))  # as text: a name may hold brackets
+            style = "" if seen.state.startswith(WELL) else "red"
+            shown.add_row(*map(Text, cells), Text(seen.state, style=style))  # as text: a name may hold brackets
         bar = Table.grid(padding=(0, 1))
         done = f"round {min(self.round, self.rounds)}/{self.rounds}"
         bar.add_row(self.method, ProgressBar(total=self.rounds, completed=min(self.round, self.rounds), width=40), done)
