@@ -204,7 +204,10 @@ def commands(app: Any, above: str = "") -> Iterator[tuple[str, Callable[..., Non
         if not command.hidden:
             yield above + (command.name or command.callback.__name__.replace("_", "-")), command.callback
     for group in app.registered_groups:
-        yield from commands(group.typer_instance, f"{above}{group.name} ")
+        name = f"{above}{group.name}"
+        meant = f"{name} {getattr(group.typer_instance.info.cls, 'meant', '')}"  # where no command is named
+        for below, function in commands(group.typer_instance, f"{name} "):
+            yield name if below == meant else below, function
 
 
 def written(p: inspect.Parameter) -> tuple[str, str, str]:

@@ -415,16 +415,18 @@ def test_a_run_that_learned_nothing_says_so(fedscan: Command, tmp_path: Path) ->
 
 def test_a_ledger_that_was_changed_is_found(fedscan: Command, done: Path, tmp_path: Path) -> None:
     run = shutil.copytree(done / "run", tmp_path / "run")
-    sound = fedscan("ledger", run, "--verify")
+    sound = fedscan("ledger", "verify", run)
     assert sound.code == 0
     assert "are as they were sealed." in sound.out
-    seal = json.loads(fedscan("ledger", run, "--verify", "--json").out)[0]["seal"]
+    assert "no hospital has signed it" in sound.out
+    seal = json.loads(fedscan("ledger", "verify", run, "--json").out)["seal"]
     assert seal == read_record(run).seal
-    assert fedscan("ledger", run, "--verify", "--seal", seal).code == 0
-    assert "it was cut, or made anew" in fedscan("ledger", run, "--verify", "--seal", "0" * 64).err
+    assert fedscan("ledger", "verify", run, "--seal", seal).code == 0
+    assert "it was cut, or made anew" in fedscan("ledger", "verify", run, "--seal", "0" * 64).err
+    assert "no hospital has signed it" in fedscan("ledger", "verify", run, "--root", "0" * 64).err
     with closing(sqlite3.connect(run / "journal.sqlite")) as db:
         db.execute("UPDATE scores SET value = value + 0.01 WHERE round = 1 AND value IS NOT NULL")
         db.commit()
-    changed = fedscan("ledger", run, "--verify")
+    changed = fedscan("ledger", "verify", run)
     assert changed.code == 2
     assert "is not as it was sealed: the score 1 validation" in changed.err

@@ -197,17 +197,10 @@ def by_axis(spacing: tuple[float, ...]) -> str:
 
 def ledger(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")],
-    verify: Annotated[
-        bool, typer.Option("--verify", help="Check that nothing was changed since it was recorded.")
-    ] = False,
-    seal: Annotated[str, typer.Option(help="With --verify: a seal that was noted before, as from the report.")] = "",
     by: Annotated[Literal["site", "round", "question"], typer.Option(help="One line for each of these.")] = "site",
     json: JSON = False,
 ) -> None:
     """Show what was asked, what was answered, and what travelled; by site, how many cases were used, too."""
-    if verify:
-        check_seals(run, seal, json)
-        return
     from contextlib import closing
     from json import loads
 
@@ -248,24 +241,62 @@ def ledger(
     common.print_table((*heads, "what left"), [line(row) for row in rows])
 
 
-def check_seals(run: Path, kept: str, json: bool) -> None:
-    """Reads a record again, and says whether it is as it was sealed."""
+def verify(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")],
+    seal: Annotated[
+        str, typer.Option(metavar="SEAL", help="A seal that was noted before: of the report, or shown to a hospital.")
+    ] = "",
+    root: Annotated[
+        str, typer.Option(metavar="FINGERPRINT", help="The root of the consortium, as you were told by telephone.")
+    ] = "",
+    json: JSON = False,
+) -> None:
+    """Check that a record is as it was written, row by row, and that hospitals have signed their part of it."""
     from contextlib import closing
     from dataclasses import asdict
 
     from fedscan.chain import verified
+    from fedscan.consortium import countersigned
     from fedscan.ledger import opened
     from fedscan.run import Problem
 
     with closing(opened(run)) as db:
-        found = verified(db, kept)
+        chain = verified(db, seal)
+        hospitals = countersigned.Countersigned() if chain.fault else countersigned.verified(run, db, root)
     if json:
-        common.print_json([asdict(found)])
-    if found.fault:
-        raise Problem(f"the record in {run} is not as it was sealed: {found.fault}")
+        common.print_json({**asdict(chain), "hospitals": asdict(hospitals)})
+    if chain.fault:
+        raise Problem(f"the record in {run} is not as it was sealed: {chain.fault}")
+    if hospitals.fault:
+        raise Problem(f"the record in {run} is not what the hospitals have signed: {hospitals.fault}")
     if not json:
-        print(f"{found.rows} rows of {found.rounds} rounds are as they were sealed.")
-        common.where(seal=found.seal)
+        print(f"{chain.rows} rows of {chain.rounds} rounds are as they were sealed.")
+        signatures(hospitals, bool(root))
+        common.where(seal=chain.seal)
+
+
+def signatures(found: Any, told: bool) -> None:
+    """Says whose signatures stand under a record, and by which root's word they are whose; that may have been told."""
+    from fedscan.consortium.keys import spoken
+    from fedscan.report.words import plural
+
+    if not found.root:
+        print("It was made on one machine: no hospital has signed it.\n")
+        return
+    print(f"{plural(sum(found.answers.values()), 'answer')} and the seals of earlier rounds are signed by hospitals:\n")
+    rows = [
+        (name, found.answers.get(name, 0), "yes" if name in found.ends else "not yet", key[:16])
+        for name, key in sorted(found.keys.items())
+    ]
+    common.print_table(("hospital", "answers signed", "last seal signed", "by its key"), rows)
+    if found.ahead:
+        print(f"\nNobody has signed the last {plural(found.ahead, 'round')} yet.")
+    if not told:
+        print(
+            "\nThe consortium's root says whose these keys are. Compare its fingerprint with the one you were told:"
+            f"\n  {spoken(found.root)}"
+        )
+    print()
 
 
 def case_counts(row: dict[str, Any]) -> dict[str, Any]:
