@@ -1,8 +1,11 @@
 """Methods of every shape over real engines: the same state, scores and bytes as in one process."""
 
+import os
+import signal
 import socket
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -22,6 +25,7 @@ from fedscan.methods.registry import get
 from fedscan.run import run
 from hospitals import consortium
 from test_remote import METHODS, record
+from test_resume import Killed
 
 PYTHON = {"nvflare": nvflare.python, "flower": flower.python}
 
@@ -33,6 +37,7 @@ class Net:
     """Three sites behind a real engine; whose desks answer is set by each test."""
 
     carrier: Carrier
+    folder: Path
     desks: dict[str, Desk] = field(default_factory=dict)
 
 
@@ -48,7 +53,7 @@ def net(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     with socket.create_server(("127.0.0.1", 0)) as listening:
         at = f"localhost:{listening.getsockname()[1]}"
     with ExitStack() as stack:
-        here = Net(stack.enter_context(to_sites(engine, homes["charite"], folder / "hub", None, at)))
+        here = Net(stack.enter_context(to_sites(engine, homes["charite"], folder / "hub", None, at)), folder)
         for name in toy.NAMES:
             stack.callback(opened(here, name, folder / name).close)
             stack.enter_context(to_coordinator(engine, homes[name], "charite", at))
@@ -80,3 +85,73 @@ def test_a_method_gives_the_same_bits_over_an_engine(name: str, net: Net, tmp_pa
     there: dict[str, Any] = between.run(net.carrier, lease=120.0)
     assert toy.same(there, run(study, tmp_path / "local"))
     assert record(tmp_path / "run") == record(tmp_path / "local")
+
+
+class Killing:
+    """A carrier beside which something is killed, each time that so many more requests were carried."""
+
+    def __init__(self, carrier: Carrier, every: int, kills: list[Callable[[], None]]) -> None:
+        self.carrier, self.every, self.kills = carrier, every, kills
+        self.calls, self.killed, self._lock = 0, 0, threading.Lock()
+
+    def call(self, site: str, request: bytes, seconds: float) -> bytes:
+        with self._lock:
+            self.calls += 1
+            if self.calls % self.every == 0 and self.killed < len(self.kills):
+                self.kills[self.killed]()
+                self.killed += 1
+        return self.carrier.call(site, request, seconds)
+
+
+def kill_engine(folder: Path) -> None:
+    """kill -9 for every process that a member's engine consists of."""
+    found = [pid for pid in os.listdir("/proc") if pid.isdecimal() and str(folder) in told(pid)]
+    assert found, f"no process works for {folder}"
+    for pid in found:
+        with suppress(ProcessLookupError):
+            os.kill(int(pid), signal.SIGKILL)
+
+
+def told(pid: str) -> str:
+    """What a process was started with; nothing of this one."""
+    try:
+        words = Path("/proc", pid, "cmdline").read_bytes() + Path("/proc", pid, "environ").read_bytes()
+    except OSError:
+        return ""
+    return "" if int(pid) == os.getpid() else words.decode(errors="replace")
+
+
+def test_a_run_goes_on_when_engines_and_sites_are_killed(net: Net, tmp_path: Path) -> None:
+    study = study_of(get("scaffold"), BENCHES["2D"], every=1, rounds=4)
+    computed: list[str] = []
+    between = Between(study, tmp_path, event=lambda seen: computed.append(seen) if "computed" in seen else None)
+    net.desks = between.desks
+    engine = net.folder / "hub"
+    kills = [
+        lambda: kill_engine(engine),
+        lambda: kill_engine(net.folder / "amsterdam"),
+        lambda: between.restart("bergen"),
+        lambda: kill_engine(net.folder / "cairo"),
+        lambda: kill_engine(engine),
+        lambda: between.restart("amsterdam"),
+    ]
+    carrier = Killing(net.carrier, 5, kills)
+    killed_at = iter(["closed 1.0", "closed 2.1"])
+
+    def run_on(resume: bool) -> Any:
+        event = next(killed_at, "")
+
+        def kill(seen: str) -> None:
+            if seen == event:
+                raise Killed(event)
+
+        return between.run(carrier, resume=resume, run_with={"event": kill}, lease=300.0)
+
+    for resume in (False, True):
+        with pytest.raises(Killed):
+            run_on(resume)
+    there = run_on(True)
+    assert carrier.killed == len(kills)
+    assert toy.same(there, run(study, tmp_path / "local"))
+    assert record(tmp_path / "run") == record(tmp_path / "local")
+    assert len(computed) == len(set(computed))  # nothing was answered twice
