@@ -75,7 +75,8 @@ def question(weights: Mapping[str, Any], turn: Any = (1, 0), **other: Any) -> To
     parcel = wire.pack({"weights": weights})
     header = {
         "act": "ask", "turn": list(turn), "question": "echo", "base": None, "asked": parcel.digest,
-        "nbytes": parcel.nbytes, "recipe": [], "payload": parcel.digest, "travels": parcel.nbytes, **other,
+        "nbytes": parcel.nbytes, "recipe": [], "payload": parcel.digest, "travels": parcel.nbytes, "ledger": "",
+        **other,
     }  # fmt: skip
     return header, bytes(parcel)
 

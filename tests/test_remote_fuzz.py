@@ -119,7 +119,7 @@ def mutated(data: bytes, r: random.Random, number: int | None, others: list[dict
     header, body = parted(data)
     if number is not None:
         header["number"] = number
-    if "turn" in header:
+    if number is not None and "turn" in header:
         header["turn"] = [r.randrange(1, 30), r.randrange(3)]
     kind = r.random()
     if kind < 0.15:
@@ -223,7 +223,7 @@ def test_5000_answers_that_nobody_would_send(tmp_path: Path, watched: Callable[[
             outcomes[outcome(engine, letter, spec)] += 1
     finally:
         engine.close()
-    assert min(outcomes[k] for k in ("absent", "refused", "failed", "taken")) > 50, outcomes
+    assert min(outcomes[k] for k in ("absent", "refused", "failed", "taken")) > 10, outcomes
 
 
 def outcome(engine: Remote, letter: Letter, spec: Any) -> str:
