@@ -67,6 +67,14 @@ class Bringer:
         """What the site says to a request. Raises Lost."""
         if not site:  # who is there?
             return json.dumps(sorted(self._nodes)).encode()
+        try:
+            return self._brought(site, request, seconds)
+        except Lost:
+            raise
+        except Exception as e:  # Flower raises what its HTTP client raises
+            raise Lost(f"Flower did not bring it to {site}: {type(e).__name__}: {e}") from e
+
+    def _brought(self, site: str, request: bytes, seconds: float) -> bytes:
         until = time.monotonic() + seconds
         key, node = self._node(site)
         heard = self._heard.get(site, 0)

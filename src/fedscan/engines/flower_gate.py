@@ -24,11 +24,15 @@ REGISTER, ACTIVATE = FLEET + "register-node", FLEET + "activate-node"
 OTHERS = ("deactivate-node", "unregister-node", "send-node-heartbeat", "get-run", "push-object", "pull-object")
 NODE = {PULL, PUSH, BUNDLE, REGISTER, ACTIVATE, FLEET + "confirm-message-received", *(FLEET + name for name in OTHERS)}
 HOLD = 20.0  # seconds that a node's question for messages is kept waiting; it gives up after 30
+ABSENT = 75.0  # seconds after which a node is gone that has asked for nothing: its heart beats every 30
 SILENCE = 90.0  # seconds without a byte after which a connection is closed
 FRESH = 2.0  # seconds for which an idle connection is used again: Flower closes it after 5
 FORBIDDEN = b"HTTP/1.1 403 Forbidden"
 UNKNOWN = b"HTTP/1.1 401 Unauthorized"  # at this, a node ends itself, and is started again
-MOST_HEAD, MOST_BUNDLE, PIECE = 32 << 10, 1 << 20, 256 << 10
+PIECE, MOST_HEAD, MOST_BUNDLE = 256 << 10, 32 << 10, 1 << 20
+CHUNK = 16 << 20  # bytes that Flower puts into one request at most
+MOST_BODY = 2 * CHUNK
+MOST_CALLERS = 1000  # connections at once
 Dial = Callable[[], socket.socket]
 
 
@@ -48,6 +52,8 @@ class Head:
         if "transfer-encoding" in self.fields or not length.isdecimal() or len(self.first) < 2:
             raise Closed
         self.length = int(length)
+        if self.length > MOST_BODY:
+            raise Closed
 
 
 class Wire:
@@ -100,18 +106,23 @@ class Gate:
         let_in: Callable[[bytes], bool] = lambda bundle: True,
     ) -> None:  # fmt: skip
         self.dial, self.context, self.who, self.held, self.let_in = dial, context, who, held, let_in
+        self._closed, self._room = threading.Event(), threading.BoundedSemaphore(MOST_CALLERS)
         self.used = 0.0  # when something last came back from outside
         self._listening = socket.create_server(address, backlog=64)
         self.port: int = self._listening.getsockname()[1]
         threading.Thread(target=self._listen, daemon=True).start()
 
     def _listen(self) -> None:
-        while True:
+        while not self._closed.is_set():
             try:
                 sock, _ = self._listening.accept()
-            except OSError:  # closed
-                return
-            threading.Thread(target=self._serve, args=(sock,), daemon=True).start()
+            except OSError:  # closed, or this process has too many files open
+                self._closed.wait(0.1)
+                continue
+            if self._room.acquire(blocking=False):
+                threading.Thread(target=self._serve, args=(sock,), daemon=True).start()
+            else:
+                sock.close()
 
     def _serve(self, sock: socket.socket) -> None:
         """One connection, from its handshake to its end."""
@@ -144,6 +155,7 @@ class Gate:
             sock.close()
             if outer is not None:
                 outer.close()
+            self._room.release()
 
     def _exchange(self, asked: Head, inside: Wire, outside: Wire) -> None:
         """One request and its answer."""
@@ -163,6 +175,7 @@ class Gate:
 
     def close(self) -> None:
         """Takes no connection any more."""
+        self._closed.set()
         with suppress(OSError):
             self._listening.shutdown(socket.SHUT_RDWR)  # closing alone lets one more in
         self._listening.close()
@@ -180,6 +193,7 @@ class Front:
         self._waiting: Counter[str] = Counter()  # site -> messages that lie ready for it
         self._pulls: Counter[str] = Counter()  # site -> how often it has asked for messages
         self._saying: set[str] = set()  # sites of whose answer not all has come
+        self._seen: dict[str, float] = {}  # site -> when its node last asked for anything
         self._news, self._said = 0, dict[str, int]()  # site -> the number of its last news
 
     def who(self, sock: socket.socket) -> str | None:
@@ -201,6 +215,7 @@ class Front:
                 return True
             if self.nodes.get(site) != key or site not in self.members.values():
                 return False
+            self._seen[site] = time.monotonic()
             if path == PUSH:
                 self._saying.add(site)
             if path != PULL:
@@ -241,7 +256,9 @@ class Front:
         with self._known:
             self._known.wait_for(lambda: self._news != news, seconds)
             said = [site for site, when in self._said.items() if when > news or news > self._news]
-            return {"news": self._news, "said": said, "nodes": dict(self.nodes)}
+            now = time.monotonic()
+            here = {site: key for site, key in self.nodes.items() if now < self._seen.get(site, now) + ABSENT}
+            return {"news": self._news, "said": said, "nodes": here}
 
 
 def certified(home: Path, server: bool = False) -> ssl.SSLContext:

@@ -26,12 +26,12 @@ from typing import Any
 
 from fedscan.engines.doors import FILE, Door, Lost
 from fedscan.engines.flower import DOOR, GATE, HEARD, KEEPER, LOCK, MEMBER, OWNER, write
-from fedscan.engines.flower_gate import Front, Gate, certified, connected, to_coordinator
+from fedscan.engines.flower_gate import CHUNK, Front, Gate, certified, connected, to_coordinator
 
 ORPHANED = 600.0  # seconds after which a process that nobody owns ends itself
 MOST_LOG = 4 << 20
 PIPE = "FEDSCAN_FLOWER_PIPE"
-CHUNK = {"FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE": str(16 << 20)}
+QUICKLY = {"FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE": str(CHUNK), "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1"}
 APP = """[project]
 name = "fedscan-relay"
 version = "1.0.0"
@@ -134,7 +134,13 @@ class AtCoordinator:
         self.inner = Door(made(folder / "gate"), self._answer)
         write(folder / "flwr" / "config.toml", CONNECTION.format(port=self.port))
         write(folder / "app" / "pyproject.toml", APP)
-        env = {**os.environ, **CHUNK, DOOR: told["door"], GATE: str(folder / "gate"), "FLWR_HOME": str(folder / "flwr")}
+        env = {
+            **os.environ,
+            **QUICKLY,
+            DOOR: told["door"],
+            GATE: str(folder / "gate"),
+            "FLWR_HOME": str(folder / "flwr"),
+        }
         link = ["flower-superlink", "--disable-runtime-dependency-installation", *inside(self.port)]
         self.link = Pair("superlink", link, self.port, folder, env)
         self.run = Kept("run", ["flwr", "run", str(folder / "app"), "gate"], folder, env)
@@ -155,8 +161,15 @@ class AtCoordinator:
     def _lose_app(self) -> None:
         """The app has died. So must the nodes: half of a message may have reached them, and they wait for the rest."""
         self.front.forget()
-        self.app.unlink(missing_ok=True)
+        self._end_app()
         self._seen, self._patience = False, 0.0
+
+    def _end_app(self) -> None:
+        """Ends an app whose SuperLink has died or is about to: it would try for a minute to tell it that it ends."""
+        if opened(self.app):
+            with suppress(OSError, ValueError, KeyError):
+                os.kill(int(json.loads(self.app.read_text())["pid"]), signal.SIGKILL)
+        self.app.unlink(missing_ok=True)
 
     def _healthy(self) -> bool:
         with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=2.0) as answer:
@@ -177,10 +190,8 @@ class AtCoordinator:
         """Ends all of it."""
         self.gate.close()
         self.run.stop()
-        with suppress(OSError, ValueError, KeyError):  # it would try for a minute to tell the SuperLink that it ends
-            os.kill(int(json.loads(self.app.read_text())["pid"]), signal.SIGKILL)
+        self._end_app()
         self.link.stop()
-        self.app.unlink(missing_ok=True)
 
 
 class AtSite:
@@ -195,8 +206,8 @@ class AtSite:
             os.mkfifo(pipe, 0o600)
         write(folder / "bin" / "flwr-clientapp", QUICK, 0o700)
         env = {
-            **os.environ, **CHUNK, DOOR: told["door"], PIPE: str(pipe), "FLWR_HOME": str(folder / "flwr"),
-            "PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
+            **os.environ, **QUICKLY, DOOR: told["door"], PIPE: str(pipe), "FLWR_HOME": str(folder / "flwr"),
+            "PATH": f"{folder / 'bin'}:{os.environ['PATH']}",
         }  # fmt: skip
         self.quick = Kept("client", ["python", "-m", KEEPER, "--quick", str(pipe)], folder, env)
         port = free_port()
@@ -279,7 +290,7 @@ def free_port() -> int:
 def die_with_parent() -> None:
     """Has the kernel end this process when its parent ends (Linux)."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
 def owned(folder: Path) -> bool:
