@@ -169,7 +169,7 @@ def opened(folder: Path) -> sqlite3.Connection:
         raise ValueError(f"{path} cannot be read ({begun}): take it from a copy, or run the study again") from begun
     if begun is not True:
         db.close()
-        raise ValueError(f"the run in {folder} has not begun: start it with `fedscan run`")
+        raise ValueError(f"the run in {folder} has not begun: `fedscan run` or `fedscan serve` starts it")
     return db
 
 
