@@ -25,7 +25,7 @@ from fedscan.consortium.sealing import KeySeal
 from fedscan.disk import room_in
 from fedscan.engines.doors import Carrier, Lost
 from fedscan.engines.envelope import Talk
-from fedscan.engines.remote import LEASE, Line, Remote
+from fedscan.engines.remote import LEASE, Line, Remote, return_freed
 from fedscan.journal import Journal
 from fedscan.launch import How
 from fedscan.ledger import SiteRow, opened, read_turns
@@ -113,6 +113,7 @@ def serve(file: StudyFile, folder: Path, table: Table) -> Path:
         raise Problem(f"{home.folder} is the folder of a {home.role}: a study comes from the coordinator's.")
     hold_between(file)
     hold_named(file)
+    return_freed()
     names = taking_part(file, [m.name for m in home.roster.lines if m.role == "site" and m.revoked is None])
     launch.free(folder, how.resume)
     launch.ready(file)
