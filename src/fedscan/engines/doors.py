@@ -99,22 +99,25 @@ class Door:
     def _converse(self, sock: socket.socket) -> None:
         try:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            while True:
-                header, body = take(sock)
-                if not secrets.compare_digest(str(header.get("token")).encode(), self.token.encode()):
-                    put(sock, {"lost": "the caller does not know this door's token"})
-                    return
-                try:
-                    said = self.answer(header, body)
-                except Lost as e:
-                    put(sock, {"lost": str(e)[:1000]})
-                else:
-                    put(sock, {}, said)
+            while self._exchange(sock):
+                pass
         except (Lost, OSError):
             pass  # the caller has gone, or sends what is no frame: it has to knock again
         finally:
             self._open.discard(sock)
             sock.close()
+
+    def _exchange(self, sock: socket.socket) -> bool:
+        """Answers one frame, and keeps nothing of it; whether the caller may send another."""
+        header, body = take(sock)
+        if not secrets.compare_digest(str(header.get("token")).encode(), self.token.encode()):
+            put(sock, {"lost": "the caller does not know this door's token"})
+            return False
+        try:
+            put(sock, {}, self.answer(header, body))
+        except Lost as e:
+            put(sock, {"lost": str(e)[:1000]})
+        return True
 
     def close(self) -> None:
         """Closes the door, and ends every conversation through it."""
