@@ -25,6 +25,9 @@ SERVER = Annotated[str, typer.Option(metavar="HOST:PORT", help="Where the coordi
 LEASE = Annotated[
     float, typer.Option(min=1, metavar="SECONDS", help="How long a hospital without any progress is waited for.")
 ]
+LONGEST = Annotated[
+    float, typer.Option(min=1, metavar="SECONDS", help="How long for one answer at most, whatever the progress.")
+]
 
 
 def serve(
@@ -35,6 +38,7 @@ def serve(
     sites: SITES = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run that lies in the folder.")] = False,
     lease: LEASE = 600.0,
+    longest: LONGEST = 86400.0,
     set_: SET = None,
     out: OUT = None,
     json: JSON = False,
@@ -56,7 +60,7 @@ def serve(
             Show([], file.rounds, title=file.name) as show,
         ):
             how = How(resume, command=common.rerun(), watch=show, tell=common.quiet_while(show))
-            page = serving.serve(file, run, serving.Table(home, carrier, lease, how, show.waiting))
+            page = serving.serve(file, run, serving.Table(home, carrier, lease, longest, how, show.waiting))
     except KeyboardInterrupt:
         raise typer.Exit(common.interrupted(*resuming(run))) from None
     except Exception as e:

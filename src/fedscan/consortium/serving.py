@@ -36,6 +36,7 @@ from fedscan.studyfile import Cases, StudyFile, build
 from fedscan.studyfile.cases import recipe_of
 
 STATUS = "status.json"
+DAY = 86_400.0  # seconds for which one answer is waited for at most, whatever progress a hospital shows
 GREETING = 2.0  # seconds between two greetings of a hospital that is not ready
 FAREWELL = 5.0  # seconds for telling a hospital that nothing more is asked
 SPLITS = ("train", "validation", "test")
@@ -98,6 +99,7 @@ class Table:
     home: Home
     carrier: Carrier
     lease: float = LEASE
+    longest: float = DAY
     how: How = field(default_factory=How)
     show: Callable[[str, str], None] = lambda site, sentence: None
 
@@ -240,7 +242,8 @@ def carried_out(study: Study, folder: Path, table: Table, talk: Talk, epoch: int
         limits = {name: most(question.gives(study.terms)) for name, question in study.questions.items()}
         made.append(Remote(
             study, folder, table.carrier, talk, KeySeal(table.home, "site"), epoch,
-            most=limits.__getitem__, lease=table.lease, tell=status.site, ledger=lambda: head_of(folder),
+            most=limits.__getitem__, lease=table.lease, longest=table.longest, tell=status.site,
+            ledger=lambda: head_of(folder),
         ))  # fmt: skip
         return made[-1]
 
