@@ -263,3 +263,28 @@ def test_a_site_that_sends_what_is_not_finite_is_left_out(value: float, tmp_path
     assert {row.status for row in rows} == {"refused"}
     assert "leaf 'body.3' is not finite" in rows[0].why
     assert same(state, run(echo.study((SITE,), drift=0.5), tmp_path / "alone"))
+
+
+def test_an_answer_that_is_ready_stays_once_the_yes_is_undone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether none of it has left, or its first part."""
+    smaller_parts(monkeypatch, 10_000)
+    undone = False
+
+    def permit(question: str, nbytes: int) -> str:
+        if undone:
+            raise Refused("the yes was undone")
+        return ""
+
+    desk = one_desk(tmp_path, size=5_000, permit=permit)
+    speaker, (header, body) = Speaker(desk), question(desk.study.start()["weights"])
+    for at in range(0, len(body), 10_000):
+        total = {"act": "part", "payload": header["payload"], "at": at, "total": len(body)}
+        speaker.say(total, body[at : at + 10_000])
+    told, _ = speaker.say(header)
+    assert told["status"] == "answered"
+    fetch = {"act": "fetch", "turn": [1, 0], "answered": told["answered"], "at": 0}
+    assert len(speaker.say(fetch)[1]) == 10_000
+    undone = True
+    for asked in ({**fetch, "at": 10_000}, header):
+        told, left = speaker.say(asked)
+        assert (told["status"], told["why"], left) == ("refused", "the yes was undone", b"")

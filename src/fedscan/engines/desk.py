@@ -159,11 +159,11 @@ class Run:
                 case _:
                     raise Refused("a request of a kind that this version does not know")
         if isinstance(job, dict):
-            return self._with_answer(vouched(job, header))
+            return self._with_answer(job, header)
         job.done.wait(min(wait, LONGEST_WAIT))
         if not job.done.is_set() or [*job.key] != header["turn"] or job.asked != header["asked"]:
             return {"status": "working", "beats": self.desk.beats}, b""  # maybe on what was asked before
-        return self._with_answer(vouched(job.told, header))
+        return self._with_answer(job.told, header)
 
     def _ask(self, header: Mapping[str, Any], body: memoryview) -> Job | dict[str, Any]:
         """The work on a turn, begun if it has to be, or what there is to say of it at once.
@@ -231,17 +231,29 @@ class Run:
         finally:
             job.done.set()
 
-    def _with_answer(self, told: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
-        """What is said of an answer, and the answer itself where it is small."""
+    def _with_answer(self, told: dict[str, Any], header: Mapping[str, Any]) -> tuple[dict[str, Any], bytes]:
+        """What is said of an answer, and the answer itself where it is small; neither, where it must not leave."""
+        stays = self._stays(told["question"]) if told["status"] == "answered" else {}
+        told = vouched(stays or told, header)
         if told["status"] != "answered" or told["nbytes"] > PART:
             return told, b""
         return told, self.disk.answer(tuple(told["turn"])).read_bytes()
+
+    def _stays(self, question: str) -> dict[str, Any]:
+        """What is said where an answer that is ready must not leave (any more): a yes may be undone at any moment."""
+        try:
+            why = self.desk.permit(question, 0)
+        except Refused as e:
+            return refusal(self.desk.hide(str(e)))
+        return {"status": "unable", "why": self.desk.hide(why)} if why else {}
 
     def _fetch(self, turn: tuple[int, int], digest: str, at: int) -> tuple[dict[str, Any], bytes]:
         """A part of an answer that is on the disk."""
         known = self.disk.receipt(turn)
         if known is None or known.answered != digest or not 0 <= at <= known.nbytes:
             raise Refused(f"there is no answer of round {turn[0]}, call {turn[1]} with that digest here")
+        if stays := self._stays(known.question):
+            return stays, b""
         with self.disk.answer(turn).open("rb") as file:
             file.seek(at)
             return {"status": "part", "at": at}, file.read(PART)
