@@ -145,16 +145,16 @@ class Relay:
 
     def back_after(self, whom: str) -> tuple[float, float]:
         """The seconds from the kill of a process of NVFlare until the site is connected, and until it answers."""
-        from fedscan.engines import nvflare
+        from fedscan.engines.kept import sites_connected
 
         os.kill(self.engines[whom].pid(), signal.SIGKILL)
         begun = time.perf_counter()
         with ThreadPoolExecutor(1) as pool:
             answer = pool.submit(eventually, lambda: self.carrier.call(SITES[0], b"there?", 20.0))
             hub = self.engines["hub"].folder
-            while SITES[0] in nvflare.connected(hub):  # it takes a moment until the loss is noticed
+            while SITES[0] in sites_connected(hub):  # it takes a moment until the loss is noticed
                 time.sleep(0.02)
-            while SITES[0] not in nvflare.connected(hub):
+            while SITES[0] not in sites_connected(hub):
                 time.sleep(0.02)
             connected = time.perf_counter() - begun
             answer.result()

@@ -26,6 +26,7 @@ from fedscan.engines import flower
 from fedscan.engines.doors import Door, Lost, Relayed
 from fedscan.engines.flower import Engine
 from fedscan.engines.flower_gate import Closed, Front, Gate, Head, certified, connected, to_coordinator
+from fedscan.engines.kept import sites_connected
 
 SITES = ("hospital-a", "hospital-b")
 
@@ -159,7 +160,7 @@ def net(installed: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ne
 def test_bytes_come_back_as_they_were_sent(net: Net, length: int) -> None:
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(lambda name: net.echo(name, length), SITES))
-    assert flower.connected(net.folder / "engine-hub") == list(SITES)
+    assert sites_connected(net.folder / "engine-hub") == list(SITES)
 
 
 @pytest.mark.slow
@@ -435,6 +436,9 @@ def test_what_cannot_work_is_said_before_anything_starts(tmp_path: Path, monkeyp
         flower.coordinator(homes["hospital-a"], tmp_path / "engine", 8002)
     with pytest.raises(ValueError, match="is not an address and a port"):
         flower.site(homes["hospital-a"], tmp_path / "engine", "hospital.org", "hub", tmp_path)
+    flower.hold_size("the model", 2 << 30)
+    with pytest.raises(ValueError, match=r"the model has 4\.5 GiB, and the Flower engine carries 2 GiB at most"):
+        flower.hold_size("the model", 9 << 29)
     monkeypatch.setenv("FEDSCAN_FLOWER_PYTHON", str(tmp_path / "none"))
     with pytest.raises(ValueError, match=r"names .*none, which does not exist"):
         flower.python()

@@ -21,6 +21,7 @@ from fedscan.consortium import coordinator, member
 from fedscan.consortium.member import Home
 from fedscan.engines import nvflare
 from fedscan.engines.doors import Door, Lost, Relayed
+from fedscan.engines.kept import heard, sites_connected
 from fedscan.engines.nvflare import Engine
 
 SITES = ("hospital-a", "hospital-b")
@@ -143,7 +144,7 @@ def net(installed: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ne
 def test_bytes_come_back_as_they_were_sent(net: Net, length: int) -> None:
     for name in SITES:
         net.echo(name, length)
-    assert nvflare.connected(net.folder / "engine-hub") == list(SITES)
+    assert sites_connected(net.folder / "engine-hub") == list(SITES)
 
 
 @pytest.mark.slow
@@ -310,9 +311,9 @@ def test_a_site_cannot_pose_as_another_nor_as_the_coordinator(net: Net, tmp_path
                 time.sleep(0.2)
         with pytest.raises(Lost, match="not connected"):
             net.call("hospital-d", b"1", seconds=1.0)
-        assert nvflare.connected(net.folder / "engine-hub") == list(SITES)
-        assert nvflare.connected(tmp_path / "lure") == []
-        assert nvflare.heard(tmp_path / "posing") is nvflare.heard(tmp_path / "lured") is None
+        assert sites_connected(net.folder / "engine-hub") == list(SITES)
+        assert sites_connected(tmp_path / "lure") == []
+        assert heard(tmp_path / "posing") is heard(tmp_path / "lured") is None
     door.close()
 
 
@@ -329,7 +330,7 @@ with Engine(Path(sys.argv[1])):
 def test_the_process_outlives_its_owner_and_the_next_takes_it_over(net: Net, tmp_path: Path) -> None:
     engine = nvflare.coordinator(net.homes["hub"], tmp_path / "hub", free_port(), "localhost")
     owner = subprocess.Popen([sys.executable, "-c", OWNER, str(engine.folder)])
-    while nvflare.connected(engine.folder) or not (engine.folder / "door.json").exists():
+    while sites_connected(engine.folder) or not (engine.folder / "door.json").exists():
         time.sleep(0.1)
     owner.kill()
     owner.wait()

@@ -25,8 +25,9 @@ from pathlib import Path
 from typing import Any
 
 from fedscan.engines.doors import FILE, Door, Lost
-from fedscan.engines.flower import DOOR, GATE, HEARD, KEEPER, LOCK, MEMBER, OWNER, write
+from fedscan.engines.flower import DOOR, GATE, KEEPER, MEMBER
 from fedscan.engines.flower_gate import CHUNK, Front, Gate, certified, connected, to_coordinator
+from fedscan.engines.kept import HEARD, LOCK, OWNER, write
 
 ORPHANED = 600.0  # seconds after which a process that nobody owns ends itself
 MOST_LOG = 4 << 20

@@ -9,27 +9,17 @@ This module needs the standard library only. NVFlare may be installed in an envi
 torch nor fedscan's other requirements.
 """
 
-import fcntl
-import importlib.util
 import json
 import os
-import signal
-import socket
-import subprocess
-import sys
-import threading
-import time
-from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any
 
 from fedscan import __version__
-from fedscan.engines.doors import MOST_BODY, Lost, Relayed
+from fedscan.engines.doors import MOST_BODY
+from fedscan.engines.kept import Home, Kept, interpreter
 
-MEMBER, LOCK, OWNER, HEARD, SAID = "member.json", "lock", "owner", "heard", "said.txt"
+MEMBER = "member.json"
 COURIER = "fedscan.engines.nvflare_courier"
-INSTALL = "python -m venv .venv-nvflare && .venv-nvflare/bin/pip install 'nvflare>=2.9,<2.10' && \
-.venv-nvflare/bin/pip install --no-deps fedscan"
 KEPT = ("PATH", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH")  # of the environment; anything else is no business of it
 
 LINE = {
@@ -63,22 +53,6 @@ LOG = {
     },
     "loggers": {"root": {"level": "INFO", "handlers": ["file"]}},
 }
-
-
-class Home(Protocol):
-    """A member's folder, as ``consortium.member`` reads it."""
-
-    @property
-    def folder(self) -> Path: ...
-    @property
-    def name(self) -> str: ...
-    @property
-    def role(self) -> str: ...
-    @property
-    def consortium(self) -> str: ...
-    def identity(self) -> object:
-        """Who this is. Raises ValueError where certificate, root and roster do not agree."""
-        ...
 
 
 def coordinator(home: Home, folder: Path, port: int, host: str = "0.0.0.0") -> "Engine":
@@ -152,115 +126,25 @@ def written(home: Home, folder: Path, port: int, files: dict[str, dict[str, Any]
     return Engine(folder)
 
 
-class Engine:
-    """NVFlare's process of one member: started, watched while this context lasts, and ended with it.
+class Engine(Kept):
+    """NVFlare's process of one member."""
 
-    A process that dies is started again. One that outlives its owner (who was killed) is taken over by the next; if
-    none comes, it ends itself after ten minutes.
-    """
+    def command(self) -> list[str]:
+        """What starts it. Raises ValueError where NVFlare is not installed."""
+        return [python(), "-m", COURIER, str(self.folder.resolve())]
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self._left = folder, threading.Event()
-        self._process: subprocess.Popen[bytes] | None = None
-        self._watcher: threading.Thread | None = None
+    def environment(self) -> dict[str, str]:
+        """Where NVFlare lets OpenSSL add the authorities that the machine believes in, the consortium's root is all."""
+        trust = {"SSL_CERT_FILE": json.loads((self.folder / MEMBER).read_text())["root"],
+                 "SSL_CERT_DIR": str(self.folder / "none")}  # fmt: skip
+        kept = {name: os.environ[name] for name in KEPT if name in os.environ}
+        return {**kept, **trust, "HOME": str(self.folder), "OMP_NUM_THREADS": "1"}
 
-    def __enter__(self) -> Self:
-        """Starts it, or takes it over. Raises ValueError without NVFlare, or where the port is another's."""
-        python()
-        port = json.loads((self.folder / MEMBER).read_text())["port"]
-        if port and not self.running():
-            with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1.0):
-                raise ValueError(f"port {port} of this machine is in use by another process: choose another port")
-        self._left.clear()
-        (self.folder / HEARD).unlink(missing_ok=True)
-        (self.folder / OWNER).write_text(str(os.getpid()))
-        self._watcher = threading.Thread(target=self._watch, daemon=True)
-        self._watcher.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-
-    def running(self) -> bool:
-        """Whether the process is there: it holds the lock of its folder."""
-        if self._process is not None and self._process.poll() is None:
-            return True
-        handle = os.open(self.folder / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)  # so that two who ask are not in each other's way
-            return False
-        except BlockingIOError:
-            return True
-        finally:
-            os.close(handle)
-
-    def stop(self, seconds: float = 5.0) -> None:
-        """Ends the process, at once where it does not go within ``seconds``."""
-        self._left.set()
-        until = time.monotonic() + seconds
-        while (running := self.running()) or (self._watcher is not None and self._watcher.is_alive()):
-            with suppress(OSError, ValueError):  # gone meanwhile, or not far enough to have said which it is
-                if running:
-                    os.kill(self.pid(), signal.SIGTERM if time.monotonic() < until else signal.SIGKILL)
-            time.sleep(0.1)
-
-    def pid(self) -> int:
-        """The process that holds the lock. Raises ValueError where none has written it yet."""
-        if self._process is not None and self._process.poll() is None:
-            return self._process.pid
-        return int((self.folder / LOCK).read_text())
-
-    def _watch(self) -> None:
-        pause = 0.5
-        while not self._left.is_set():
-            if not self.running():
-                begun = time.monotonic()
-                self._process = self._started()
-                self._process.wait()
-                pause = 0.5 if time.monotonic() - begun > 20 else min(30.0, 2 * pause)
-            self._left.wait(pause)
-
-    def _started(self) -> "subprocess.Popen[bytes]":
-        root = json.loads((self.folder / MEMBER).read_text())["root"]
-        environment = {name: os.environ[name] for name in KEPT if name in os.environ}
-        # Where NVFlare lets OpenSSL add the authorities that the machine believes in, the consortium's root is all.
-        environment |= {"SSL_CERT_FILE": root, "SSL_CERT_DIR": str(self.folder / "none")}
-        environment |= {"HOME": str(self.folder), "OMP_NUM_THREADS": "1"}
-        (self.folder / LOCK).write_text("")  # else whoever reads it too soon finds a process of former times
-        with (self.folder / SAID).open("ab") as said:
-            return subprocess.Popen(
-                [python(), "-m", COURIER, str(self.folder.resolve())],
-                stdin=subprocess.DEVNULL, stdout=said, stderr=said, env=environment, cwd=self.folder,
-                start_new_session=True,
-            )  # fmt: skip
+    def port(self) -> int:
+        """The coordinator's port; a site has none."""
+        return int(json.loads((self.folder / MEMBER).read_text())["port"])
 
 
 def python() -> str:
-    """The Python that has NVFlare: $FEDSCAN_NVFLARE_PYTHON, .venv-nvflare beside this environment, or this one.
-
-    Raises ValueError where there is none.
-    """
-    beside = Path(sys.prefix).parent / ".venv-nvflare" / "bin" / "python"
-    told = os.environ.get("FEDSCAN_NVFLARE_PYTHON") or (str(beside) if beside.exists() else "")
-    if told and not Path(told).exists():
-        raise ValueError(f"FEDSCAN_NVFLARE_PYTHON names {told}, which does not exist")
-    if not told and importlib.util.find_spec("nvflare") is None:
-        raise ValueError(f"NVFlare is not installed: {INSTALL}")
-    return told or sys.executable
-
-
-def connected(folder: Path) -> list[str]:
-    """The sites that are connected with the coordinator's NVFlare server now; none while it starts."""
-    try:
-        return list(json.loads(Relayed(folder).call("", b"", 2.0)))
-    except Lost:
-        return []
-
-
-def heard(folder: Path) -> float | None:
-    """The seconds since the coordinator last answered a site's NVFlare client, at most 5 s where all is well.
-
-    None where it has not yet.
-    """
-    path = folder / HEARD
-    return max(0.0, time.time() - path.stat().st_mtime) if path.exists() else None
+    """The Python that has NVFlare, see ``kept.interpreter``."""
+    return interpreter("NVFlare", "nvflare", "nvflare>=2.9,<2.10")

@@ -27,7 +27,8 @@ from nvflare.fuel.f3.mpm import MainProcessMonitor
 from nvflare.private.fed.utils import identity_utils
 
 from fedscan.engines.doors import Door, Lost, hand_in, relay
-from fedscan.engines.nvflare import HEARD, LOCK, MEMBER, OWNER
+from fedscan.engines.kept import HEARD, LOCK, OWNER
+from fedscan.engines.nvflare import MEMBER
 
 CHANNEL, TOPIC, PING, SECONDS, LOST = "fedscan", "request", "ping", "fedscan_seconds", "fedscan_lost"
 AGAIN = 0.1  # seconds until a site that is away is looked for again
