@@ -68,7 +68,7 @@ def test_nothing_begins_before_every_hospital_has_agreed(hospitals: Hospitals, t
         table = hospitals.table(show=lambda site, sentence: waited.append((site, sentence)))
         thread = threading.Thread(target=serving.serve, args=(hospitals.file, tmp_path / "run", table), daemon=True)
         thread.start()
-        heard = {("east", "is there, and agrees"), ("west", "is waited for: west: nobody is there yet")}
+        heard = {("east", "is there, and agrees"), ("west", "is waited for: nobody is there yet")}
         until = time.monotonic() + 60
         while not heard <= set(waited) and time.monotonic() < until:
             time.sleep(0.05)

@@ -96,7 +96,7 @@ def test_the_page_from_nothing_to_a_report(fedscan: Command, start: Callable[...
     # one hospital is there, and one is waited for
     first, asking = start(*east, "--json"), start(*serve)
     until(
-        lambda: states() == ["is there, and agrees", "is waited for: west: nobody is there yet"], "the first hospital"
+        lambda: states() == ["is there, and agrees", "is waited for: nobody is there yet"], "the first hospital"
     )
     told = status()
     assert (told["state"], told["round"], told["alive"]) == ("waits for west", 0, True)

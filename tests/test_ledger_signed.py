@@ -4,7 +4,6 @@ import json
 import random
 import shutil
 import sqlite3
-import time
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -107,16 +106,6 @@ def test_a_hospital_has_kept_every_seal(carried: Carried, db: sqlite3.Connection
     seals = [seal for (seal,) in db.execute("SELECT seal FROM seals ORDER BY round")]
     assert len(seals) == LAST + 1
     assert carried.shown("east") == carried.shown("west") == seals
-
-
-def test_verifying_costs_less_than_5_ms_a_row(carried: Carried, db: sqlite3.Connection) -> None:
-    def seconds() -> float:
-        begun = time.process_time()
-        assert fault(carried.run, db) == ""
-        return time.process_time() - begun
-
-    (turns,) = db.execute("SELECT COUNT(*) FROM turns").fetchone()
-    assert min(seconds() for _ in range(5)) / turns < 5e-3
 
 
 def test_a_certificate_that_ends_after_the_study_changes_nothing(

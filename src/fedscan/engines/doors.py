@@ -12,6 +12,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -121,6 +122,8 @@ class Door:
 
     def close(self) -> None:
         """Closes the door, and ends every conversation through it."""
+        with suppress(OSError):
+            self._listening.shutdown(socket.SHUT_RDWR)  # else whoever waits for callers lets one more in
         self._listening.close()
         for sock in list(self._open):
             sock.close()
@@ -148,7 +151,7 @@ class Knock:
                     why = "nobody is there"
                 case _:
                     why = str(e)
-            raise Lost(f"{self.folder.name}: {why}") from e
+            raise Lost(why) from e
         if "lost" in told:
             raise Lost(str(told["lost"]))
         return said
