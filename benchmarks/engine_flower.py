@@ -203,6 +203,7 @@ def main() -> None:
                 bares.append(by_itself(whole))
                 for part, found in times.items():
                     found.append(in_parts(call, whole, part * MB))
+                    print(f"  bare {bares[-1]:.1f} s; in parts of {part} MiB {found[-1]:.1f} s", flush=True)
             for part, found in times.items():
                 told(f"{args.large} MiB there and back, parts of {part} MiB", found, bares)
 

@@ -430,6 +430,19 @@ def test_a_site_talks_to_the_coordinator_only(guarded: Guarded, tmp_path: Path) 
     posing.close()
 
 
+def test_a_running_engine_is_told_whom_the_roster_names_now(tmp_path: Path) -> None:
+    homes = world(tmp_path, *SITES)
+
+    def told() -> list[str]:
+        engine = flower.coordinator(member.read(homes["hub"].folder), tmp_path / "engine", 8002)
+        return sorted(json.loads((engine.folder / "member.json").read_text())["sites"].values())
+
+    assert told() == list(SITES)
+    coordinator.revoke(tmp_path / "root", "hospital-a", "it has left")
+    member.take_roster(homes["hub"], tmp_path / "root" / "roster.json")
+    assert told() == ["hospital-b"]
+
+
 def test_what_cannot_work_is_said_before_anything_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     homes = world(tmp_path, "hospital-a")
     with pytest.raises(ValueError, match="only a coordinator can serve"):

@@ -41,7 +41,8 @@ def coordinator(home: Home, folder: Path, port: int, host: str = "0.0.0.0") -> "
     """
     if home.role != "coordinator":
         raise ValueError(f"{home.folder} is the folder of a {home.role}: only a coordinator can serve")
-    sites = {found.certificate: found.name for found in home.roster.members.values() if found.role == "site"}
+    lines = (line for line in home.roster.members.values() if line.role == "site" and line.revoked is None)
+    sites = {line.certificate: line.name for line in lines}
     return written(home, folder, {"listen": [host, port], "door": str(folder.resolve())}, sites)
 
 
@@ -93,3 +94,15 @@ class Engine(Kept):
 def python() -> str:
     """The Python that has Flower, see ``kept.interpreter``."""
     return interpreter("Flower", "flwr", "flwr>=1.41,<1.43")
+
+
+def hold_size(what: str, nbytes: int) -> None:
+    """Raises ValueError, in one sentence, for a message that would take Flower too long.
+
+    ``what`` it is ("the model of this study"), and how many bytes it has.
+    """
+    if nbytes > MOST:
+        raise ValueError(
+            f"{what} has {nbytes / (1 << 30):.1f} GiB, and the Flower engine carries {MOST >> 30} GiB at most, for it "
+            "moves some megabytes in a second: choose a smaller model, or the engine nvflare"
+        )

@@ -21,7 +21,7 @@ from fedscan.engines.flower import DOOR, GATE
 SPARE = 5.0  # seconds of a call that are left for its way
 LATER = 60.0  # seconds after a call for which Flower keeps its message: they tell the site how long the call takes
 LOST = 100  # the code of an error that says what Lost says
-PULSE = 5.0  # seconds after which an answer is looked for although nobody said that it has come
+PULSE = 15.0  # seconds after which an answer is looked for although nobody said that it has come
 RECORD = "fedscan"
 
 
@@ -92,7 +92,7 @@ class Bringer:
                     raise Lost(f"Flower's node at {site} was started again")
             for reply in self.grid.pull_messages([number]):
                 if reply.has_error():
-                    raise Lost(f"{site}: {reply.error.reason}")
+                    raise Lost(f"{site}: {reply.error.reason}"[:1000])
                 return unpacked(reply.content)
         raise Lost(f"nothing came from {site} within {seconds:g} s")
 
