@@ -81,3 +81,23 @@ def test_one_process_replays_the_order_in_which_answers_really_came(plan: str, t
     assert record(tmp_path / "run") == record(tmp_path / "local")
     with pytest.raises(ValueError, match=r"which is not under way|ends here"):
         run(study, tmp_path / "other", engine=lambda s, f: Replay(s, f, [Turn(9, 9, "bergen"), *order]))
+
+
+def test_a_site_outside_its_hours_is_waited_for_whatever_the_lease(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "LATER", 0.1)
+    asked: list[str] = []
+
+    def permit(question: str, nbytes: int) -> str:
+        asked.append(question)
+        return "bergen answers Mon-Fri 18:00-06:00" if len(asked) < 15 else ""
+
+    study = replace(study_of(get("scaffold"), BENCHES["2D"]), absent="skip")
+    between = Between(study, tmp_path)
+    between.options["permit"] = permit
+    between.restart("bergen")
+    told: list[tuple[str, str]] = []
+    there = between.run(lease=1.0, tell=lambda site, sentence: told.append((site, sentence)))
+    assert told.count(("bergen", "answers later: bergen answers Mon-Fri 18:00-06:00")) == 14
+    assert same(there, run(study, tmp_path / "local"))

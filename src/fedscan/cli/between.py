@@ -38,7 +38,7 @@ def serve(
     sites: SITES = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run that lies in the folder.")] = False,
     lease: LEASE = 600.0,
-    longest: LONGEST = 86400.0,
+    longest: LONGEST = 259200.0,
     set_: SET = None,
     out: OUT = None,
     json: JSON = False,

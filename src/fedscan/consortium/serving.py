@@ -36,7 +36,7 @@ from fedscan.studyfile import Cases, StudyFile, build
 from fedscan.studyfile.cases import recipe_of
 
 STATUS = "status.json"
-DAY = 86_400.0  # seconds for which one answer is waited for at most, whatever progress a hospital shows
+THREE_DAYS = 259_200.0  # seconds for one answer at most, whatever progress a hospital shows: a weekend, and more
 GREETING = 2.0  # seconds between two greetings of a hospital that is not ready
 FAREWELL = 5.0  # seconds for telling a hospital that nothing more is asked
 SPLITS = ("train", "validation", "test")
@@ -99,7 +99,7 @@ class Table:
     home: Home
     carrier: Carrier
     lease: float = LEASE
-    longest: float = DAY
+    longest: float = THREE_DAYS
     how: How = field(default_factory=How)
     show: Callable[[str, str], None] = lambda site, sentence: None
 

@@ -188,7 +188,7 @@ class Run:
             return self.job
         try:
             if why := self.desk.permit(question, size_of(header)):
-                return {"status": "unable", "why": self.desk.hide(why)}
+                return {"status": "later", "why": self.desk.hide(why)}
             message = self.incoming.message(header, body, self.desk.takes(question))
         except Refused as e:
             return refusal(self.desk.hide(str(e)))
@@ -245,7 +245,7 @@ class Run:
             why = self.desk.permit(question, 0)
         except Refused as e:
             return refusal(self.desk.hide(str(e)))
-        return {"status": "unable", "why": self.desk.hide(why)} if why else {}
+        return {"status": "later", "why": self.desk.hide(why)} if why else {}
 
     def _fetch(self, turn: tuple[int, int], digest: str, at: int) -> tuple[dict[str, Any], bytes]:
         """A part of an answer that is on the disk."""

@@ -36,6 +36,7 @@ LAST = 5.0  # seconds for what is said when the lease has all but run out
 MOST_SECONDS = 1e9  # that an answer may be said to have taken
 PROVEN = ("turn", "question", "asked", "ledger")  # what a site signs of the request, with its answer
 MOST_PROOF = 16 << 10  # bytes of a signed header
+LATER = 30.0  # seconds before a site that answers at other times is asked again
 PAUSES = (0.05, 2.0)  # seconds before what was lost is asked for again: at first, and at most
 Tell = Callable[[str, str], None]  # site, and what it is waited for, in a sentence
 
@@ -77,7 +78,10 @@ class Line:
         self._number += 1
         whole = {**header, "number": self._number, "wait": wait}
         request = envelope.sealed(REQUEST, whole, body, self.talk, self.site, self.seal)
-        data = self.carrier.call(self.site, request, min(wait + SLACK, most))
+        try:
+            data = self.carrier.call(self.site, request, min(wait + SLACK, most))
+        except Lost as e:
+            raise Lost(envelope.plain(e)) from e  # whoever carries it has signed nothing
         try:
             told, out = envelope.opened(ANSWER, data, self._any_run, self.site, self.seal)
         except Refused as e:
@@ -196,6 +200,10 @@ class Remote:
                     case "working":
                         lease.progress(told.get("beats"))
                         self.tell(site, f"works on {letter.question}{lease.told()}")
+                    case "later":
+                        lease.rest()
+                        self.tell(site, f"answers later: {envelope.plain(told.get('why'))}")
+                        self._closing.wait(LATER)
                     case _:
                         raise Lost(envelope.plain(told.get("why")))
             except Lost as e:
@@ -292,6 +300,10 @@ class Lease:
         self._end = self._since + longest
         self._seen: object = None
         self._moved: dict[str, int] = {}
+
+    def rest(self) -> None:
+        """Renews the lease of a site that has said when it will answer."""
+        self._since = time.monotonic()
 
     def progress(self, seen: object) -> None:
         """Renews the lease if what is seen is not what was seen before."""
