@@ -15,6 +15,7 @@ from fedscan.engines import envelope
 from fedscan.engines.envelope import ANSWER, EPOCH, PART, REQUEST, Seal, Talk
 from fedscan.engines.heads import Heads
 from fedscan.engines.incoming import Incoming
+from fedscan.engines.limits import Limits, hold_round, hold_test
 from fedscan.engines.local import Computed, Local, put_down
 from fedscan.engines.workers import Sealed
 from fedscan.memory import Damaged, Event, Receipt, nothing
@@ -51,12 +52,15 @@ class Desk:
 
     ``about`` is what the site says of itself when it is greeted; ``facts`` names its cases, and a run goes on only with
     those that it began with. ``permit`` is asked before a question is answered, and may refuse it by a Refused;
+    ``limits`` is how many turns of each question are answered in one run, and ``runs`` how many runs of the study are
+    begun here, both for ever if None;
     ``hide`` takes out of a sentence what must not leave; ``log`` is told what happened, in full, and keeps it here.
     """
 
     def __init__(
         self, study: Study, name: str, folder: Path, talk: Talk, seal: Seal, *,
         about: Callable[[], Mapping[str, Any]] = dict, facts: str = "", permit: Permit = anything, most: int = 1 << 40,
+        limits: Mapping[str, int] | None = None, runs: int | None = None,
         hide: Callable[[str], str] = str, log: Callable[[str], None] = nothing, durable: bool = True,
         event: Event = nothing,
     ) -> None:  # fmt: skip
@@ -64,6 +68,7 @@ class Desk:
         self.facts, self.ended = facts, threading.Event()
         self.about, self.permit, self.hide, self.log = about, permit, hide, log
         self.event, self.durable, self.most = event, durable, most
+        self.limits, self.runs = limits, runs
         self.beats, self.again = 0, 0  # batches and cases that were worked on; those still to come once more
         self.computing = threading.Lock()  # one turn at a time: the default generators are the process's
         self.study = replace(study, data=self._beating(study))
@@ -115,6 +120,17 @@ class Desk:
                 self._runs[run] = Run(self, self.folder / run)
             return self._runs[run]
 
+    def begin(self, path: Path, whole: bool) -> None:
+        """Writes, where ``whole``, the file that begins a run. Raises Refused where none may be begun any more."""
+        study = f"{self.talk.study}\n".encode()
+        with self._lock:
+            begun = sum(other.read_bytes().startswith(study) for other in self.folder.glob(f"*/{path.name}"))
+            if self.runs is not None and begun >= self.runs:
+                raise Refused(f"{self.name} has taken part in this study already; another run needs a new yes")
+            if whole:
+                data = study + self.facts.encode()
+                wire.replace_file(path, lambda file: file.write(data), durable=self.durable)
+
 
 class Run:
     """One run at a site: what it remembers of it, and the turn that is worked on."""
@@ -129,7 +145,7 @@ class Run:
         self.heads = Heads(folder / "heads.jsonl", desk.durable)
         self.epoch, self.past, self.kept = self._marks()
         self.number = self.epoch * EPOCH
-        self._hold_facts()
+        self.limits = Limits(folder / "answered.json", desk.limits, desk.durable)
         self.job: Job | None = None
         self.lock = threading.Lock()
 
@@ -139,6 +155,7 @@ class Run:
         """Does what a request says, if it is newer than all before. Raises Refused for what is malformed."""
         with self.lock:
             self._hold_number(header.get("number"))
+            self._hold_begun(header)
             match header:
                 case {"act": "hello"}:
                     return {"status": "ready", **self.desk.about()}, b""
@@ -187,9 +204,14 @@ class Run:
         if self.job and not self.job.done.is_set():
             return self.job
         try:
+            takes = self.desk.takes(question)
+            hold_round(self.desk.study, self.desk.name, key[0], question)
+            self.limits.hold(self.desk.name, question, key)
             if why := self.desk.permit(question, size_of(header)):
                 return {"status": "later", "why": self.desk.hide(why)}
-            message = self.incoming.message(header, body, self.desk.takes(question))
+            message = self.incoming.message(header, body, takes)
+            if not isinstance(message, str):
+                hold_test(self.desk.study, self.desk.name, key[0], question, message)
         except Refused as e:
             return refusal(self.desk.hide(str(e)))
         if isinstance(message, str):
@@ -216,6 +238,7 @@ class Run:
                 job.told = refusal(self.desk.hide(answer.refused))
             else:
                 assert computed is not None
+                self.limits.count(letter.question, job.key)
                 put_down(self.disk, answer, *computed, whole=True)
                 job.told = answered(job.key, computed.receipt)
             job.computed = None
@@ -283,15 +306,16 @@ class Run:
                 self.job = None  # what failed may have been mended before the coordinator was started again
         self.number = number
 
-    def _hold_facts(self) -> None:
-        """Raises Refused where this run was begun with other cases."""
-        path, facts = self.folder / "cases", self.desk.facts.encode()
-        if not path.exists():
-            wire.replace_file(path, lambda file: file.write(facts), durable=self.desk.durable)
-        elif path.read_bytes() != facts:
-            raise Refused(
-                f"the cases of {self.desk.name} have changed since this run began: put them back, and join again"
-            )
+    def _hold_begun(self, header: Mapping[str, Any]) -> None:
+        """Begins a run with its first question. Raises Refused where it may not, or was begun with other cases."""
+        path, act = self.folder / "begun", header.get("act")
+        if path.exists():
+            if path.read_bytes() != f"{self.desk.talk.study}\n{self.desk.facts}".encode():
+                raise Refused(
+                    f"the cases of {self.desk.name} have changed since this run began: put them back, and join again"
+                )
+        elif act != "end":
+            self.desk.begin(path, whole=act == "ask")
 
     def _marks(self) -> tuple[int, int, set[tuple[int, int]]]:
         path = self.folder / "marks.json"

@@ -1,0 +1,153 @@
+"""A yes is one to so many answers, in the study's rounds, of one run: a coordinator that asks more gets a sentence."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import echo
+from between import TALK, Between
+from fedscan import wire
+from fedscan.engines.desk import Desk
+from fedscan.engines.envelope import EPOCH
+from fedscan.engines.limits import Limits
+from fedscan.memory import Damaged
+from fedscan.method import Message
+from fedscan.site import Site
+from fedscan.spec import Refused
+from hostile import SITE, Speaker, one_desk, question, traces
+
+torch.set_num_threads(1)
+WEIGHTS = echo.study().start()["weights"]  # of a study of 3 rounds
+
+
+def asked(
+    speaker: Speaker, turn: tuple[int, int], split: str = "", drift: float = 0.0, **other: Any
+) -> Mapping[str, Any]:
+    """What is said, once the site does not work any more, to an echo or, with a split, to a question for scores."""
+    weights = type(WEIGHTS)({k: v + drift for k, v in WEIGHTS.items()}, WEIGHTS.kinds)
+    header, body = question(weights, turn, **other)
+    if split:
+        parcel = wire.pack({"weights": weights, "split": split})
+        sizes = {"nbytes": parcel.nbytes, "travels": parcel.nbytes, "asked": parcel.digest, "payload": parcel.digest}
+        header, body = {**header, **sizes, "question": "evaluate"}, bytes(parcel)
+    while (told := speaker.say(header, body)[0])["status"] == "working":
+        pass
+    return told
+
+
+def run_of(i: int) -> Any:
+    return replace(TALK, run=f"{i:032x}")
+
+
+def any_run(folder: Path, **options: Any) -> Desk:
+    desk = one_desk(folder, **options)
+    desk.talk = replace(TALK, run="")
+    return desk
+
+
+def test_a_site_is_asked_in_the_rounds_of_the_study_only(tmp_path: Path) -> None:
+    speaker = Speaker(one_desk(tmp_path))
+    assert asked(speaker, (1, 0))["status"] == asked(speaker, (3, 0))["status"] == "answered"
+    for round in (0, 4, 5, 10**6):
+        told = asked(speaker, (round, 7))
+        assert told["status"] == "refused"
+        assert told["why"] == f"amsterdam was asked in round {round}, and echo is asked in rounds 1 to 3 of this study"
+
+
+def test_the_test_cases_are_scored_after_the_last_round_only(tmp_path: Path) -> None:
+    speaker = Speaker(one_desk(tmp_path))
+    for round in (1, 3):
+        assert asked(speaker, (round, 0), "validation")["status"] == "answered"
+        told = asked(speaker, (round, 1), "test")
+        assert (told["status"], "score its test cases in round" in told["why"]) == ("refused", True)
+    assert asked(speaker, (4, 0), "test")["status"] == asked(speaker, (4, 1), "test", 1.0)["status"] == "answered"
+    assert asked(speaker, (5, 0), "test")["status"] == "refused"
+
+
+def test_a_question_is_answered_as_often_as_agreed_also_after_a_restart(tmp_path: Path) -> None:
+    """A turn whose answer was lost counts once; what was settled still counts."""
+    between = Between(echo.study((SITE,)), tmp_path, limits={"echo": 2, "evaluate": 1})
+    speaker = Speaker(between.desks[SITE])
+    for _ in range(2):
+        assert asked(speaker, (1, 0))["status"] == "answered"
+    assert asked(speaker, (2, 0), past=1, keep=[])["status"] == "answered"
+    between.restart(SITE)
+    speaker = Speaker(between.desks[SITE], number=2 * EPOCH)
+    assert asked(speaker, (2, 0))["status"] == "answered"
+    told = asked(speaker, (3, 0), past=2, keep=[])
+    assert (told["status"], told["why"]) == (
+        "refused", "amsterdam has answered echo as often as it agreed to, 2 times in one run"
+    )  # fmt: skip
+    assert asked(speaker, (3, 1), "validation")["status"] == "answered"
+    assert asked(speaker, (4, 0), "test")["status"] == "refused"
+
+
+def test_what_was_refused_may_be_asked_again_and_does_not_count(tmp_path: Path) -> None:
+    wrong = 2
+
+    def refuses(site: Site, message: Message) -> Any:
+        nonlocal wrong
+        wrong -= 1
+        if wrong >= 0:
+            raise Refused("not this time")
+        return echo.back(site, message)
+
+    between = Between(echo.study((SITE,), reply=refuses), tmp_path, limits={"echo": 1})
+    speaker = Speaker(between.desks[SITE])
+    assert [asked(speaker, (1, 0), drift=i)["status"] for i in range(3)] == ["refused", "refused", "answered"]
+    assert asked(speaker, (2, 0))["status"] == "refused"
+
+
+def test_an_answer_that_was_counted_and_lost_by_a_kill_is_made_again(tmp_path: Path) -> None:
+    path = tmp_path / "answered.json"
+    Limits(path, {"echo": 1}, False).count("echo", (1, 0))
+    Limits(path, {"echo": 1}, False).hold(SITE, "echo", (1, 0))
+    with pytest.raises(Refused, match="1 times in one run"):
+        Limits(path, {"echo": 1}, False).hold(SITE, "echo", (1, 1))
+    for data in (b"{", b"[1]", b'{"echo": [1]}'):
+        path.write_bytes(data)
+        with pytest.raises(Damaged, match=r"answered\.json is damaged"):
+            Limits(path, {"echo": 1}, False)
+
+
+def test_a_study_goes_through_with_exactly_what_was_agreed(tmp_path: Path) -> None:
+    between = Between(echo.study(), tmp_path, limits={"echo": 3, "evaluate": 4}, runs=1)
+    watched: list[Any] = []
+    between.run(run_with={"watch": lambda what, told: watched.append((what, told))})
+    assert {row.status for what, row in watched if what == "turn"} == {"answered"}
+
+
+def test_another_run_needs_a_new_yes(tmp_path: Path) -> None:
+    """A run is begun by its first question, and not by a greeting; one of another study is none of this."""
+    desk = any_run(tmp_path, runs=1)
+    first, second = (Speaker(desk, talk=run_of(i)) for i in range(2))
+    assert first.say({"act": "hello"})[0]["status"] == second.say({"act": "hello"})[0]["status"] == "ready"
+    assert asked(first, (1, 0))["status"] == "answered"
+    for header in ({"act": "hello"}, {"act": "part", "payload": "0" * 64, "at": 0, "total": 9}, question(WEIGHTS)[0]):
+        told, _ = second.say(header, b"" if header["act"] == "hello" else bytes(9))
+        assert told["status"] == "unheard"
+        assert told["why"] == "amsterdam has taken part in this study already; another run needs a new yes"
+    again = any_run(tmp_path, runs=1)
+    assert asked(Speaker(again, talk=run_of(0), number=2 * EPOCH), (2, 0))["status"] == "answered"
+    assert asked(Speaker(again, talk=run_of(1), number=2 * EPOCH), (1, 0))["status"] == "unheard"
+    agreed_again = any_run(tmp_path, runs=2)
+    assert asked(Speaker(agreed_again, talk=run_of(1), number=3 * EPOCH), (1, 0))["status"] == "answered"
+    other = any_run(tmp_path, runs=1)
+    other.talk = replace(TALK, study="b" * 64, run="")
+    third = Speaker(other, talk=replace(run_of(2), study="b" * 64))
+    assert asked(third, (1, 0))["status"] == "answered"
+
+
+def test_cases_may_change_until_the_first_question(tmp_path: Path) -> None:
+    assert Speaker(one_desk(tmp_path, facts="before")).say({"act": "hello"})[0]["status"] == "ready"
+    desk = one_desk(tmp_path, facts="after")
+    assert asked(Speaker(desk, number=2 * EPOCH), (1, 0))["status"] == "answered"
+    kept = traces(tmp_path)
+    told, _ = Speaker(one_desk(tmp_path, facts="before"), number=2 * EPOCH).say({"act": "hello"})
+    assert told["status"] == "unheard"
+    assert "the cases of amsterdam have changed since this run began" in told["why"]
+    assert set(kept) == set(traces(tmp_path))
