@@ -5,7 +5,6 @@ again without it. It holds the lock of its folder as long as it lives, and says 
 needs the standard library only.
 """
 
-import fcntl
 import importlib.util
 import json
 import os
@@ -20,9 +19,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol, Self
 
+from fedscan.engines import alone
 from fedscan.engines.doors import Lost, Relayed
 
 LOCK, OWNER, HEARD, SAID = "lock", "owner", "heard", "said.txt"
+LAST = 10.0  # seconds after which a process that cannot be ended is left: it ends itself once nobody owns it
 
 
 class Home(Protocol):
@@ -90,48 +91,53 @@ class Kept(ABC):
         """Whether the process is there: it holds the lock of its folder."""
         if self._process is not None and self._process.poll() is None:
             return True
-        handle = os.open(self.folder / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)  # so that two who ask are not in each other's way
-            return False
-        except BlockingIOError:
-            return True
-        finally:
-            os.close(handle)
+        return alone.held(self.folder / LOCK)
 
     def stop(self, seconds: float | None = None) -> None:
-        """Ends the process, at once where it does not go within ``seconds``."""
+        """Ends the process, at once where it does not go within ``seconds``; one that stays all the same is left."""
         self._left.set()
         until = time.monotonic() + (self.seconds if seconds is None else seconds)
         while (running := self.running()) or (self._watcher is not None and self._watcher.is_alive()):
+            if time.monotonic() > until + LAST:
+                self._say("it could not be ended, and is left to itself")
+                return
             with suppress(OSError, ValueError):  # gone meanwhile, or not far enough to have said which it is
                 if running:
                     os.kill(self.pid(), signal.SIGTERM if time.monotonic() < until else signal.SIGKILL)
             time.sleep(0.1)
 
     def pid(self) -> int:
-        """The process that holds the lock. Raises ValueError where none has written it yet."""
+        """The process that holds the lock. Raises ValueError where none does, or none has written it yet."""
         if self._process is not None and self._process.poll() is None:
             return self._process.pid
-        return int((self.folder / LOCK).read_text())
+        return alone.holder(self.folder / LOCK)
 
     def _watch(self) -> None:
         pause = 0.5
         while not self._left.is_set():
-            if not self.running():
-                begun = time.monotonic()
-                self._process = self._started()
-                self._process.wait()
-                pause = 0.5 if time.monotonic() - begun > 20 else min(30.0, 2 * pause)
+            begun = time.monotonic()
+            try:
+                if not self.running():
+                    self._process = self._started()
+                    self._process.wait()
+                    pause = 0.5 if time.monotonic() - begun > 20 else min(30.0, 2 * pause)
+            except (OSError, ValueError) as e:  # no memory, no files left, the engine being installed anew
+                self._say(f"it could not be started: {e}")
+                pause = min(30.0, 2 * pause)
             self._left.wait(pause)
 
     def _started(self) -> "subprocess.Popen[bytes]":
-        (self.folder / LOCK).write_text("")  # else whoever reads it too soon finds a process of former times
+        with suppress(ValueError):  # another one holds it, and what it says is true
+            alone.hold(self.folder / LOCK, "", text="").close()  # else who reads it too soon finds one of former times
         with (self.folder / SAID).open("ab") as said:
             return subprocess.Popen(
                 self.command(), stdin=subprocess.DEVNULL, stdout=said, stderr=said, env=self.environment(),
                 cwd=self.folder, start_new_session=True,
             )  # fmt: skip
+
+    def _say(self, sentence: str) -> None:
+        with suppress(OSError), (self.folder / SAID).open("a", encoding="utf-8") as said:
+            said.write(f"fedscan: {sentence}\n")
 
 
 def interpreter(engine: str, package: str, wanted: str) -> str:
