@@ -6,28 +6,30 @@ from pathlib import Path
 from typing import Literal
 
 from fedscan.consortium.member import Home
-from fedscan.engines import flower, nvflare
+from fedscan.engines import alone, flower, nvflare
 from fedscan.engines.doors import Carrier, Doors, Relayed
 from fedscan.run import Problem
 
 EngineName = Literal["loopback", "nvflare", "flower"]
 ENGINES = {"nvflare": nvflare, "flower": flower}
-PORT = 8002
+PORT, OWNED = 8002, "serve.lock"
 
 
 @contextmanager
 def to_sites(engine: EngineName, home: Home, folder: Path, sites: Path | None, listen: str) -> Iterator[Carrier]:
     """The coordinator's end of an engine, which works in ``folder``; hospitals reach it at ``listen``, "HOST:PORT".
 
-    With "loopback" there is none: the hospitals' folders lie in ``sites``, all on this machine.
+    With "loopback" there is none: the hospitals' folders lie in ``sites``, all on this machine. Raises ValueError where
+    another process has the engine's folder.
     """
     if engine == "loopback":
         if sites is None:
             raise Problem("--engine loopback reaches hospitals on this machine only: say by --sites where they lie.")
-        yield Doors({name: sites / name for name in site_names(home)})
+        yield Doors({name: sites / name for name in home.roster.names("site")})
         return
     host, port = address(listen)
-    with ENGINES[engine].coordinator(home, folder, port, host):
+    taken = f"another `fedscan serve` reaches hospitals over {engine} from {home.folder}: one study at a time does so."
+    with alone.hold(folder / OWNED, taken), ENGINES[engine].coordinator(home, folder, port, host):
         yield Relayed(folder)
 
 
@@ -40,11 +42,6 @@ def to_coordinator(engine: EngineName, home: Home, coordinator: str, server: str
     address(server)
     with ENGINES[engine].site(home, home.folder / engine, server, coordinator, home.folder):
         yield
-
-
-def site_names(home: Home) -> list[str]:
-    """The hospitals on the roster."""
-    return [m.name for m in home.roster.lines if m.role == "site" and m.revoked is None]
 
 
 def address(text: str) -> tuple[str, int]:

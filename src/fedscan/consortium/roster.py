@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedscan.consortium import identity, signed
 from fedscan.consortium.checks import Member
-from fedscan.consortium.identity import consortium_of, day, in_role, well_named
+from fedscan.consortium.identity import Role, consortium_of, day, in_role, well_named
 from fedscan.consortium.keys import refusing
 from fedscan.spec import Refused
 
@@ -42,6 +42,11 @@ class Roster:
     def holder(self, name: str, now: datetime) -> Member | None:
         """The member of this name that is neither revoked nor past its time."""
         return next((m for m in self.lines if m.name == name and m.revoked is None and m.until > now), None)
+
+    def names(self, role: Role, now: datetime | None = None) -> list[str]:
+        """The members of a role, by name, that are neither revoked nor past their time."""
+        now = identity.now_or(now)
+        return sorted(m.name for m in self.lines if m.role == role and m.revoked is None and m.until > now)
 
 
 def first(root: str, now: datetime | None = None) -> Roster:

@@ -16,13 +16,14 @@ from typing import Any
 
 from fedscan import launch, wire
 from fedscan.chain import last_seal
-from fedscan.consortium.asks import hash_of, hold_between
+from fedscan.consortium.asks import flattened, hash_of, hold_between
 from fedscan.consortium.countersigned import keep_end, keep_members
 from fedscan.consortium.joining import taking_part
 from fedscan.consortium.leaving import most
 from fedscan.consortium.member import Home
 from fedscan.consortium.sealing import KeySeal
 from fedscan.disk import room_in
+from fedscan.engines import alone
 from fedscan.engines.doors import Carrier, Lost
 from fedscan.engines.envelope import Talk
 from fedscan.engines.remote import LEASE, Line, Remote, return_freed
@@ -31,11 +32,13 @@ from fedscan.launch import How
 from fedscan.ledger import SiteRow, opened, read_turns
 from fedscan.method import State
 from fedscan.run import Problem, run
+from fedscan.spec import Refused
 from fedscan.study import Study
 from fedscan.studyfile import Cases, StudyFile, build
 from fedscan.studyfile.cases import recipe_of
 
-STATUS = "status.json"
+STATUS, LOCK, JOURNAL = "status.json", "serve.lock", "journal.sqlite"
+AT_WORK = "another `fedscan serve` is at work on the run in {}: wait for it, or choose another --out"
 THREE_DAYS = 259_200.0  # seconds for one answer at most, whatever progress a hospital shows: a weekend, and more
 GREETING = 2.0  # seconds between two greetings of a hospital that is not ready
 FAREWELL = 5.0  # seconds for telling a hospital that nothing more is asked
@@ -93,6 +96,24 @@ class Status:
 
 
 @dataclass(frozen=True)
+class Members:
+    """Brings requests to those only who are on the coordinator's roster at that moment."""
+
+    carrier: Carrier
+    seal: KeySeal
+
+    def call(self, site: str, request: bytes, seconds: float) -> bytes:
+        """What the site said to the request. Raises Lost where it is no member any more, or nothing came."""
+        try:
+            members = self.seal.roster.names("site")
+        except Refused as e:
+            raise Lost(str(e)) from e
+        if site not in members:
+            raise Lost(f"{site} is not on the roster any more, so it is not asked")
+        return self.carrier.call(site, request, seconds)
+
+
+@dataclass(frozen=True)
 class Table:
     """Where a study between hospitals is carried out: who asks, over what, and how long a hospital is waited for."""
 
@@ -108,7 +129,8 @@ def serve(file: StudyFile, folder: Path, table: Table) -> Path:
     """Carries out a study between the hospitals of a consortium, in ``folder``, and returns the path of its report.
 
     It begins once every hospital of the study is there and has agreed to exactly this study. Raises as
-    ``launch.launch``; with ``table.how.resume`` the run goes on, also without those who are not there.
+    ``launch.launch``, and ValueError where another process is at work in ``folder``; with ``table.how.resume`` the run
+    goes on between the hospitals that it began with, also without those who are not there or are no members any more.
     """
     home, how = table.home, table.how
     if home.role != "coordinator":
@@ -116,16 +138,19 @@ def serve(file: StudyFile, folder: Path, table: Table) -> Path:
     hold_between(file)
     hold_named(file)
     return_freed()
-    names = taking_part(file, [m.name for m in home.roster.lines if m.role == "site" and m.revoked is None])
+    members = home.roster.names("site")
     launch.free(folder, how.resume)
+    cases = known(file, folder)
+    names = tuple(row.name for row in cases.rows) if cases else taking_part(file, members)
     launch.ready(file)
     seal = KeySeal(home, "site")
-    with launch.writing(folder, "--out"), room_in(folder):
+    table = replace(table, carrier=Members(table.carrier, seal))
+    with launch.writing(folder, "--out"), room_in(folder), alone.hold(folder / LOCK, AT_WORK.format(folder)):
         talk, epoch = begun(file, folder, home)
         status = Status(folder, names, table.show)
         with status:
             lines = {name: Line(name, table.carrier, talk, seal, epoch) for name in names}
-            cases = known(file, folder) or gathered(file, greeted(lines, status, file), folder)
+            cases = cases or gathered(file, greeted(lines, status, file), folder)
             study = replace(build(file, cases), names=names, counts=counts(cases))
             launch.describe(file, cases, study, folder, how)
             launch.begin(file, study, how)
@@ -145,15 +170,30 @@ def hold_named(file: StudyFile) -> None:
 
 
 def begun(file: StudyFile, folder: Path, home: Home) -> tuple[Talk, int]:
-    """By what this run is known, and the first of three numbers that no earlier start of it has used."""
+    """By what this run is known, and the first of three numbers that no earlier start of it has used.
+
+    Raises Problem where the run was begun with a study that differs in anything: to that one hospitals have agreed.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    mark = hash_of(file)
     with closing(Journal(folder, durable=True)) as journal:
         meta = journal.meta()
+        if meta.get("asked", mark) != mark:
+            changed = unlike(json.loads(meta.get("study", "{}")), file.resolved())
+            raise Problem(f"the run in {folder} was begun with another study than this one{changed}, and to that one "
+                          "hospitals have agreed: give it again as it was, or choose another --out.")  # fmt: skip
         name, epoch = meta.get("run", os.urandom(16).hex()), int(meta.get("epoch", "-2")) + 3
-        journal.set_meta(run=name, epoch=str(epoch), plugins=json.dumps(file.plugins()))
+        journal.set_meta(run=name, epoch=str(epoch), plugins=json.dumps(file.plugins()), asked=mark)
         journal.commit()
     keep_members(home, folder)
-    return Talk(hash_of(file), name, home.name), epoch
+    return Talk(mark, name, home.name), epoch
+
+
+def unlike(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """The first setting in which two studies differ, in brackets; empty where nothing is known of the one before."""
+    was, found = dict(flattened(before)), dict(flattened(now))
+    keys = [key for key in sorted(was.keys() | found) if was.get(key) != found.get(key)] if was else []
+    return f" ({keys[0]} was {json.dumps(was.get(keys[0]))} and is {json.dumps(found.get(keys[0]))})" if keys else ""
 
 
 def greeted(lines: Mapping[str, Line], status: Status, file: StudyFile) -> dict[str, Mapping[str, Any]]:
@@ -219,6 +259,8 @@ def reported(file: StudyFile, rows: Sequence[SiteRow], splits: Mapping[str, Any]
 
 def known(file: StudyFile, folder: Path) -> Reported | None:
     """The cases of the run that lies in the folder, if it has begun."""
+    if not (folder / JOURNAL).exists():
+        return None
     with closing(Journal(folder)) as journal:
         meta = journal.meta()
     if "facts" not in meta:
