@@ -67,6 +67,21 @@ def serve(
         e.again = resuming(run)  # type: ignore[attr-defined]
         raise
     ended(run, page, json)
+    if learned_nothing(run):
+        common.complain(
+            "warning: no round closed with an answer, so nothing was learned: its report says why; mend that, and "
+            "begin a new run, in another --out"
+        )
+        raise typer.Exit(3)
+
+
+def learned_nothing(run: Path) -> bool:
+    """Whether the rounds of a run have all passed without a usable answer to what its method asks."""
+    from fedscan.ledger import read_record
+    from fedscan.report.turns import skipped
+
+    record = read_record(run)
+    return len(skipped(record)) == record.rounds
 
 
 def join(
@@ -146,32 +161,25 @@ def status(run: RUN, json: JSON = False) -> None:
 
 def standing(run: Path) -> dict[str, Any]:
     """What the coordinator has written last about a run, and whether it is still at work."""
-    from fedscan.consortium.serving import STATUS
+    from fedscan.consortium.serving import LOCK, STATUS
+    from fedscan.engines import alone
 
     path = run / STATUS
     if not path.exists():
         raise ValueError(f"{run} holds no run between hospitals: give the folder that `fedscan serve` works in")
     told: dict[str, Any] = jsons.loads(path.read_text(encoding="utf-8"))
-    return {**told, "alive": told["state"] != "ended" and alive(int(told["pid"]))}
-
-
-def alive(pid: int) -> bool:
-    """Whether a process of this number is there."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
+    return {**told, "alive": told["state"] != "ended" and alone.held(run / LOCK)}
 
 
 def stop(run: RUN) -> None:
     """Stop the coordinator of a run, politely: nothing is lost, and it goes on with --resume."""
+    from fedscan.consortium.serving import LOCK
+    from fedscan.engines import alone
+
     told = standing(run)
     if not told["alive"]:
         raise ValueError(
             f"nobody is at work on {run}: it {'has ended' if told['state'] == 'ended' else 'stands still'}"
         )
-    os.kill(int(told["pid"]), signal.SIGTERM)
+    os.kill(alone.holder(run / LOCK), signal.SIGTERM)
     print("it is told to stop; go on later with `fedscan serve ... --resume`")
