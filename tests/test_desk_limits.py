@@ -1,5 +1,6 @@
 """A yes is one to so many answers, in the study's rounds, of one run: a coordinator that asks more gets a sentence."""
 
+import threading
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -151,3 +152,74 @@ def test_cases_may_change_until_the_first_question(tmp_path: Path) -> None:
     assert told["status"] == "unheard"
     assert "the cases of amsterdam have changed since this run began" in told["why"]
     assert set(kept) == set(traces(tmp_path))
+
+
+def end(speaker: Speaker, over: bool = True) -> None:
+    assert speaker.say({"act": "end", "over": over, "why": "it is over", "ledger": ""})[0]["status"] == "ended"
+
+
+def test_a_site_goes_on_while_a_run_that_asked_it_something_is_open(tmp_path: Path) -> None:
+    desk = any_run(tmp_path)
+    first, second, third = (Speaker(desk, talk=run_of(i)) for i in range(3))
+    for speaker in (first, second):
+        assert asked(speaker, (1, 0))["status"] == "answered"
+    assert third.say({"act": "hello"})[0]["status"] == "ready"
+    end(third)
+    end(first)
+    assert not desk.ended.is_set()
+    assert asked(first, (2, 0))["status"] == "unheard", "a run that has ended is not opened again"
+    end(second, over=False)
+    assert not desk.ended.is_set()
+    end(second)
+    assert desk.ended.is_set()
+
+
+def test_answers_and_messages_do_not_outlive_a_run_and_the_evidence_does(tmp_path: Path) -> None:
+    desk = one_desk(tmp_path)
+    speaker = Speaker(desk)
+    assert asked(speaker, (1, 0), ledger="a" * 64)["status"] == "answered"
+    assert asked(speaker, (4, 0), "test")["status"] == "answered"
+    speaker.say({"act": "part", "payload": "0" * 64, "at": 0, "total": 1_000}, bytes(900))
+    names = [Path(name).name for name in traces(tmp_path)]
+    assert (names.count("answer.safetensors"), names.count("0" * 64)) == (2, 1)
+    end(speaker)
+    left = [Path(name).name for name in traces(tmp_path)]
+    assert (left.count("answer.safetensors"), left.count("0" * 64), left.count("receipt.json")) == (0, 0, 2)
+    assert {"heads.jsonl", "marks.json", "memory.json", "begun"} <= set(left)
+    for turn, split in (((1, 0), ""), ((1, 1), ""), ((4, 0), "test"), ((4, 1), "test")):
+        assert asked(speaker, turn, split)["status"] == "unheard"
+    assert [Path(name).name for name in traces(tmp_path)] == left
+
+
+def test_an_answer_that_is_ready_after_the_end_of_its_run_is_not_kept(tmp_path: Path) -> None:
+    begun, goes_on = threading.Event(), threading.Event()
+
+    def slow(site: Site, message: Message) -> Any:
+        begun.set()
+        assert goes_on.wait(10)
+        return echo.back(site, message)
+
+    desk = Between(echo.study((SITE,), reply=slow), tmp_path).desks[SITE]
+    speaker = Speaker(desk)
+    header, body = question(WEIGHTS, wait=0.0)
+    assert speaker.say(header, body)[0]["status"] == "working"
+    assert begun.wait(10)
+    end(speaker)
+    job = desk._runs[TALK.run].job
+    assert job is not None
+    goes_on.set()
+    assert job.done.wait(10)
+    assert "answer.safetensors" not in {Path(name).name for name in traces(tmp_path)}
+
+
+def test_parts_are_held_to_the_yes_and_the_policy_before_they_take_room(tmp_path: Path) -> None:
+    def permit(question: str, nbytes: int) -> str:
+        if nbytes > 500:
+            raise Refused("the policy takes 500 bytes")
+        return "not at night"
+
+    speaker = Speaker(one_desk(tmp_path, permit=permit))
+    for total, status, why in ((501, "refused", "the policy takes 500 bytes"), (500, "later", "not at night")):
+        told, _ = speaker.say({"act": "part", "payload": "0" * 64, "at": 0, "total": total}, bytes(100))
+        assert (told["status"], told["why"]) == (status, why)
+    assert not [name for name in traces(tmp_path) if "incoming" in name]

@@ -120,6 +120,12 @@ class Desk:
                 self._runs[run] = Run(self, self.folder / run)
             return self._runs[run]
 
+    def end(self) -> None:
+        """Nothing is waited for any more, unless a run is open that this process was asked something in."""
+        with self._lock:
+            if not any(run.open for run in self._runs.values()):
+                self.ended.set()
+
     def begin(self, path: Path, whole: bool) -> None:
         """Writes, where ``whole``, the file that begins a run. Raises Refused where none may be begun any more."""
         study = f"{self.talk.study}\n".encode()
@@ -147,6 +153,7 @@ class Run:
         self.number = self.epoch * EPOCH
         self.limits = Limits(folder / "answered.json", desk.limits, desk.durable)
         self.job: Job | None = None
+        self.open = False  # asked something by now, and not at its end
         self.lock = threading.Lock()
 
     # -- requests ----------------------------------------------------------------------------------------------------
@@ -160,6 +167,8 @@ class Run:
                 case {"act": "hello"}:
                     return {"status": "ready", **self.desk.about()}, b""
                 case {"act": "part", "payload": str(payload), "at": int(at), "total": int(total)}:
+                    if stays := self._stays("", total):
+                        return stays, b""
                     return {"status": "have", "have": self.incoming.put(payload, at, total, body)}, b""
                 case {"act": "fetch", "turn": turn, "answered": str(answered), "at": int(at)}:
                     return self._fetch(turn_of(turn), answered, at)
@@ -167,10 +176,11 @@ class Run:
                     self.heads.keep(header.get("ledger", ""))
                     self.desk.log(envelope.plain(why))
                     if over:
-                        self.desk.ended.set()
+                        self._end()
                     return vouched({"status": "ended"}, header), b""
                 case {"act": "ask", "wait": int() | float() as wait}:
                     self.heads.keep(header.get("ledger", ""))
+                    self.open = not self.over
                     self._settle(header)
                     job = self._ask(header, body)
                 case _:
@@ -242,6 +252,8 @@ class Run:
                 put_down(self.disk, answer, *computed, whole=True)
                 job.told = answered(job.key, computed.receipt)
             job.computed = None
+            if self.over:
+                self._clear()  # the run has ended without it
             self.desk.log(f"{where}: {answer.refused or 'answered'}")
         except OSError as e:
             self.desk.log(f"{where}: {e}")
@@ -262,10 +274,10 @@ class Run:
             return told, b""
         return told, self.disk.answer(tuple(told["turn"])).read_bytes()
 
-    def _stays(self, question: str) -> dict[str, Any]:
-        """What is said where an answer that is ready must not leave (any more): a yes may be undone at any moment."""
+    def _stays(self, question: str, nbytes: int = 0) -> dict[str, Any]:
+        """What is said where nothing may come or leave (any more): a yes may be undone at any moment."""
         try:
-            why = self.desk.permit(question, 0)
+            why = self.desk.permit(question, nbytes)
         except Refused as e:
             return refusal(self.desk.hide(str(e)))
         return {"status": "later", "why": self.desk.hide(why)} if why else {}
@@ -294,6 +306,25 @@ class Run:
             return  # its turn is not on the disk yet: after it, then
         self._mark(self.epoch, past, kept)
         self.disk.settle(kept)
+        self.incoming.drop()
+
+    @property
+    def over(self) -> bool:
+        """Whether the study has come to its end in this run: then all its rounds are settled, and the test too."""
+        return self.past > self.desk.study.rounds
+
+    def _end(self) -> None:
+        """Ends this run for good, and with it the desk's work unless another run is open."""
+        if not self.over:
+            self._mark(self.epoch, self.desk.study.rounds + 1, set())
+        self.open = False
+        self._clear()
+        self.desk.end()
+
+    def _clear(self) -> None:
+        """Drops answers and what came in parts; receipts, memories and the seals that were shown stay."""
+        for path in self.disk.folder.glob("turns/*/answer.safetensors"):
+            path.unlink(missing_ok=True)
         self.incoming.drop()
 
     def _hold_number(self, number: object) -> None:

@@ -115,4 +115,4 @@ class Incoming:
     def drop(self) -> None:
         """Removes what came in parts; what is still in use stays mapped."""
         for path in self.folder.glob("*"):
-            path.unlink()
+            path.unlink(missing_ok=True)
