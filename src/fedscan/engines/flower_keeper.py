@@ -71,6 +71,11 @@ class Kept:
         """Whether it runs."""
         return self.process is not None and self.process.poll() is None
 
+    @property
+    def died(self) -> bool:
+        """Whether it has ended by itself."""
+        return self.process is not None and self.process.poll() is not None
+
     def tend(self) -> bool:
         """Starts it if it does not run; says whether it did so."""
         now = time.monotonic()
@@ -98,6 +103,7 @@ class Kept:
                 os.killpg(self.process.pid, sign)
             with suppress(subprocess.TimeoutExpired):
                 self.process.wait(seconds)
+        self.process = None
 
 
 class Pair:
@@ -217,6 +223,8 @@ class AtSite:
 
     def tend(self, told: Mapping[str, Any]) -> None:
         """Starts what does not run; notes when the coordinator was last heard."""
+        if self.quick.died or self.node.second.died:
+            self.node.stop()  # it might wait for ever for what an app that died with them was to say
         self.quick.tend()
         self.node.tend()
         if self.gate.used > self._told:
@@ -252,7 +260,13 @@ def start_quickly(pipe: Path) -> None:
     client = command.load()
     import fedscan.engines.flower_apps  # noqa: F401
 
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    def reap(*_: object) -> None:
+        with suppress(ChildProcessError):
+            while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+                if os.WIFSIGNALED(ended[1]) and os.WTERMSIG(ended[1]) not in (signal.SIGINT, signal.SIGTERM):
+                    os._exit(1)  # Flower would wait a minute for what was killed: the keeper starts its node anew
+
+    signal.signal(signal.SIGCHLD, reap)
     with os.fdopen(os.open(pipe, os.O_RDWR), "r") as lines:
         for line in lines:
             if os.fork() == 0:
