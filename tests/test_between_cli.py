@@ -95,9 +95,7 @@ def test_the_page_from_nothing_to_a_report(fedscan: Command, start: Callable[...
 
     # one hospital is there, and one is waited for
     first, asking = start(*east, "--json"), start(*serve)
-    until(
-        lambda: states() == ["is there, and agrees", "is waited for: nobody is there yet"], "the first hospital"
-    )
+    until(lambda: states() == ["is there, and agrees", "is waited for: nobody is there yet"], "the first hospital")
     told = status()
     assert (told["state"], told["round"], told["alive"]) == ("waits for west", 0, True)
     assert re.search(r"^west +is waited for: .* +\d+ s$", fedscan("status", "run").out, re.M)
@@ -139,7 +137,7 @@ def test_the_page_from_nothing_to_a_report(fedscan: Command, start: Callable[...
     events = [json.loads(line) for path in (log, west_log) for line in path.read_text().splitlines()]
     assert all(set(event) == {"time", "event"} for event in events)
     assert (
-        len({next(p for p in patterns if re.fullmatch(p, event["event"])) for event in events}) == 5
+        len({next(p for p in patterns if re.fullmatch(p, event["event"])) for event in events}) == 6
     )  # but refusals and faults
     assert log.stat().st_mode & 0o077 == 0
 

@@ -223,3 +223,44 @@ def test_parts_are_held_to_the_yes_and_the_policy_before_they_take_room(tmp_path
         told, _ = speaker.say({"act": "part", "payload": "0" * 64, "at": 0, "total": total}, bytes(100))
         assert (told["status"], told["why"]) == (status, why)
     assert not [name for name in traces(tmp_path) if "incoming" in name]
+
+
+def test_the_log_says_once_what_was_asked_and_what_did_not_leave(tmp_path: Path) -> None:
+    log: list[str] = []
+    why: str | Refused = ""
+
+    def permit(question: str, nbytes: int) -> str:
+        if isinstance(why, Refused):
+            raise why
+        return why
+
+    desk = one_desk(tmp_path, log=log.append, permit=permit, hide=lambda text: "…")
+    speaker = Speaker(desk)
+
+    def logged(turn: tuple[int, int], **other: Any) -> list[str]:
+        log.clear()
+        for _ in range(3):
+            assert asked(speaker, turn, **other).get("why", "…") == "…", "names and paths stay here"
+        return log
+
+    for _ in range(3):
+        speaker.say({"act": "hello"})
+    assert log == [f"greeted by coordinator, for run {TALK.run}"]
+    assert logged((1, 0)) == ["echo in round 1: answered"]
+    assert logged((1, 1), question="mail") == [
+        "mail in round 1: amsterdam does not answer 'mail'; it answers echo, evaluate"
+    ]
+    assert logged((9, 0)) == [
+        "echo in round 9: amsterdam was asked in round 9, and echo is asked in rounds 1 to 3 of this study"
+    ]
+    why = "amsterdam answers at night"
+    assert logged((2, 0)) == ["echo in round 2: not now: amsterdam answers at night"]
+    assert logged((2, 1)) == ["echo in round 2: not now: amsterdam answers at night"], "another turn is said again"
+    assert logged((1, 0)) == ["echo in round 1: answered, and not handed over: amsterdam answers at night"]
+    why = Refused("the yes was undone")
+    assert logged((2, 0)) == ["echo in round 2: the yes was undone"]
+    assert logged((1, 0)) == ["echo in round 1: answered, and not handed over: the yes was undone"]
+    log.clear()
+    for _ in range(2):
+        speaker.say({"act": "part", "payload": "0" * 64, "at": 0, "total": 9}, bytes(9))
+    assert log == ["a part of a message: not taken: the yes was undone"]

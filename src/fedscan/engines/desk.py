@@ -153,6 +153,7 @@ class Run:
         self.number = self.epoch * EPOCH
         self.limits = Limits(folder / "answered.json", desk.limits, desk.durable)
         self.job: Job | None = None
+        self._said: tuple[object, ...] = ()  # what was logged last of what may be asked again and again
         self.open = False  # asked something by now, and not at its end
         self.lock = threading.Lock()
 
@@ -165,9 +166,11 @@ class Run:
             self._hold_begun(header)
             match header:
                 case {"act": "hello"}:
-                    return {"status": "ready", **self.desk.about()}, b""
+                    about = self.desk.about()
+                    self._log(f"greeted by {self.desk.talk.coordinator}, for run {self.folder.name}")
+                    return {"status": "ready", **about}, b""
                 case {"act": "part", "payload": str(payload), "at": int(at), "total": int(total)}:
-                    if stays := self._stays("", total):
+                    if stays := self._stays("a part of a message", "not taken", total):
                         return stays, b""
                     return {"status": "have", "have": self.incoming.put(payload, at, total, body)}, b""
                 case {"act": "fetch", "turn": turn, "answered": str(answered), "at": int(at)}:
@@ -207,22 +210,27 @@ class Run:
         known = self.disk.receipt(key)
         if known and self.disk.sound(key, known):
             if (known.asked, known.question) != (asked, question):
-                return refusal(f"{self.desk.name} was asked something else in round {key[0]}, call {key[1]}")
+                why = f"{self.desk.name} was asked something else in round {key[0]}, call {key[1]}"
+                self._log(f"{question[:60]} in round {key[0]}: {why}", key)
+                return refusal(why)
             return answered(key, known)
         if key[0] <= self.past and key not in self.kept:
             raise Refused(f"round {key[0]}, call {key[1]} was settled: an old question was played again")
         if self.job and not self.job.done.is_set():
             return self.job
+        where = f"{question[:60]} in round {key[0]}"
         try:
             takes = self.desk.takes(question)
             hold_round(self.desk.study, self.desk.name, key[0], question)
             self.limits.hold(self.desk.name, question, key)
             if why := self.desk.permit(question, size_of(header)):
+                self._log(f"{where}: not now: {why}", key)
                 return {"status": "later", "why": self.desk.hide(why)}
             message = self.incoming.message(header, body, takes)
             if not isinstance(message, str):
                 hold_test(self.desk.study, self.desk.name, key[0], question, message)
         except Refused as e:
+            self._log(f"{where}: {e}", key)
             return refusal(self.desk.hide(str(e)))
         if isinstance(message, str):
             return {"status": "need", "what": message, "have": self.incoming.have(str(header["payload"]))}
@@ -268,26 +276,39 @@ class Run:
 
     def _with_answer(self, told: dict[str, Any], header: Mapping[str, Any]) -> tuple[dict[str, Any], bytes]:
         """What is said of an answer, and the answer itself where it is small; neither, where it must not leave."""
-        stays = self._stays(told["question"]) if told["status"] == "answered" else {}
+        stays = self._withheld(told["question"], told["turn"]) if told["status"] == "answered" else {}
         told = vouched(stays or told, header)
         if told["status"] != "answered" or told["nbytes"] > PART:
             return told, b""
         return told, self.disk.answer(tuple(told["turn"])).read_bytes()
 
-    def _stays(self, question: str, nbytes: int = 0) -> dict[str, Any]:
-        """What is said where nothing may come or leave (any more): a yes may be undone at any moment."""
+    def _withheld(self, question: str, turn: Sequence[int]) -> dict[str, Any]:
+        """What is said where an answer that is ready must not leave (any more)."""
+        return self._stays(f"{question} in round {turn[0]}", "answered, and not handed over", 0, question)
+
+    def _stays(self, what: str, how: str, nbytes: int, question: str = "") -> dict[str, Any]:
+        """What is said where nothing may come or leave: a yes may be undone at any moment."""
         try:
-            why = self.desk.permit(question, nbytes)
+            why, told = self.desk.permit(question, nbytes), "later"
         except Refused as e:
-            return refusal(self.desk.hide(str(e)))
-        return {"status": "later", "why": self.desk.hide(why)} if why else {}
+            why, told = str(e), "refused"
+        if not why:
+            return {}
+        self._log(f"{what}: {how}: {why}")
+        return {"status": told, "why": self.desk.hide(why)}
+
+    def _log(self, text: str, turn: Sequence[int] = ()) -> None:
+        """Tells the hospital what was not answered, and who greets it: once, however often it is asked again."""
+        if (said := (text, *turn)) != self._said:
+            self._said = said
+            self.desk.log(envelope.plain(text))
 
     def _fetch(self, turn: tuple[int, int], digest: str, at: int) -> tuple[dict[str, Any], bytes]:
         """A part of an answer that is on the disk."""
         known = self.disk.receipt(turn)
         if known is None or known.answered != digest or not 0 <= at <= known.nbytes:
             raise Refused(f"there is no answer of round {turn[0]}, call {turn[1]} with that digest here")
-        if stays := self._stays(known.question):
+        if stays := self._withheld(known.question, turn):
             return stays, b""
         with self.disk.answer(turn).open("rb") as file:
             file.seek(at)
