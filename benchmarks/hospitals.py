@@ -48,7 +48,6 @@ SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER: who loses its parent becomes a child o
 def one(asked: argparse.Namespace, folder: Path) -> None:
     """Carries out one run in this process, and prints its figures. Nothing that it has started outlives it."""
     ctypes.CDLL(None).prctl(SUBREAPER, 1, 0, 0, 0)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
     os.environ |= {hospitals_work.NOTES: str(folder / "notes"), "OMP_NUM_THREADS": "1"}
     try:
         if asked.one == "ours":
@@ -139,12 +138,13 @@ def measured(asked: argparse.Namespace, way: str) -> dict[str, Any]:
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
     try:
         said, _ = process.communicate(timeout=asked.most)
-        if process.returncode:
-            raise RuntimeError(f"it failed; what it said is in {folder}")
     except BaseException:
         process.terminate()
-        process.wait(60)
+        process.wait(120)
+        shutil.rmtree(folder, ignore_errors=True)
         raise
+    if process.returncode:
+        raise RuntimeError(f"it failed; what it said is in {folder}")
     shutil.rmtree(folder, ignore_errors=True)
     told = json.loads(said.splitlines()[-1])
     return {**told, "way": way, "at": begun, "load": [load, os.getloadavg()[0]], "own network": alone}
@@ -187,6 +187,7 @@ def main() -> None:
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     asked = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
     if asked.one:
         one(asked, asked.folder)
         return
@@ -205,7 +206,8 @@ def main() -> None:
                 with asked.results.open("a") as file:
                     file.write(json.dumps(row) + "\n")
                 print(json.dumps(row), file=sys.stderr, flush=True)
-    print(json.dumps({**same, **table(kept(), ways)}, indent=1))
+    for what, found in {**same, **table(kept(), ways)}.items():
+        print(f"{what}: {json.dumps(found)}")
 
 
 if __name__ == "__main__":
