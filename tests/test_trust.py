@@ -604,7 +604,5 @@ def test_a_fault_of_the_method_is_not_laid_on_the_message() -> None:
     study = toy.study(replace(method, answers=(undeclared(method.answers[0]),)))
     with pytest.raises(KeyError):
         asked(study, "learn", study.start())
-    with pytest.raises(
-        Refused, match=r"holds 'x' as the study does not know it, and failed at it \(KeyError: 'loss'\)"
-    ):
+    with pytest.raises(Refused, match=r"holds 'x' as the study does not know it, and failed at it \(KeyError\)$"):
         asked(study, "learn", {**study.start(), "x": 1})

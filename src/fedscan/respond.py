@@ -93,7 +93,7 @@ def answered(study: Study, site: Site, question: Question, message: Message) -> 
         raise
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as e:
         if question.takes is None and (why := unlike(study, site.name, message)):
-            raise Refused(f"{asked} by a message that {why}, and failed at it ({type(e).__name__}: {e})"[:400]) from e
+            raise Refused(f"{asked} by a message that {why}, and failed at it ({type(e).__name__})") from e
         raise
 
 
