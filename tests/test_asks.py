@@ -229,6 +229,12 @@ def test_what_hospitals_cannot_do_is_refused(overrides: tuple[str, ...], said: s
     assert said in str(raised.value)
 
 
+def test_a_study_between_hospitals_has_a_name(scans: Path) -> None:
+    """Else its hash, and with it the yes, would be another under another file's name."""
+    with pytest.raises(Problem, match=r'study.toml: a study between hospitals has a name.*say name = "..."'):
+        asked(study(scans, "fedavg", "name=''"))
+
+
 def test_how_often(scans: Path) -> None:
     asks = replace(asked(study(scans)).questions[0], times=0, last=0)
     assert how_often(asks) == "never, as the method goes"

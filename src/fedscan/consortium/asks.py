@@ -129,17 +129,21 @@ def hash_of(file: StudyFile) -> str:
     return digest({"study": file.resolved(), "plugins": file.plugins()})
 
 
-def asks_of(file: StudyFile, hospital: Hospital, sites: Sequence[str], coordinator: str) -> Asks:
+def asks_of(
+    file: StudyFile, hospital: Hospital, sites: Sequence[str], coordinator: str, trained: int | None = None
+) -> Asks:
     """What the study asks of this hospital, among ``sites``.
 
-    Raises Problem for a study that cannot be carried out between hospitals, or does not fit the hospital's cases.
+    ``trained`` is how many of its cases train; None: the study's fraction of them. Raises Problem for a study that
+    cannot be carried out between hospitals, or does not fit the hospital's cases.
     """
     hold_between(file)
     names = tuple(sorted({*sites, hospital.name}))
     study = on_paper(file, hospital, names)
-    trained = max(1, int(hospital.cases * file.data.fractions[0]))
+    if trained is None:
+        trained = int(hospital.cases * file.data.fractions[0])
     try:
-        played = rehearse(study, hospital.name, trained)
+        played = rehearse(study, hospital.name, max(1, trained))
     except Exception as e:  # whatever a method raises, an installed package's too
         raise Problem(f"{file.path}: how often {file.method!r} asks cannot be found out, for it failed ({e}).") from e
     from fedscan.methods.registry import get
@@ -155,11 +159,27 @@ def asks_of(file: StudyFile, hospital: Hospital, sites: Sequence[str], coordinat
     )  # fmt: skip
 
 
+def taking_part(file: StudyFile, members: Sequence[str]) -> tuple[str, ...]:
+    """The hospitals of a study: those that it names, else all members. Raises Problem for one that is none."""
+    for name in file.data.sites or ():
+        if name not in members:
+            raise file.places.wrong(
+                ("data", "sites"), name, f"a hospital on the roster ({', '.join(members)})", members
+            )
+    return tuple(sorted(file.data.sites or members))
+
+
 def hold_between(file: StudyFile) -> None:
-    """Raises Problem for what one machine can simulate and hospitals cannot do: deal cases, pool them, be silent."""
+    """Raises Problem for what one machine can simulate and hospitals cannot do: deal cases, pool them, be silent.
+
+    Also for a study without a name: it would be known by that of its file, and be another at each hospital.
+    """
     from fedscan.methods.registry import get
 
     where, how = file.places.of, file.partition.how
+    if not file.top.name:
+        raise Problem(f"{file.path}: a study between hospitals has a name, whatever its file is called: say "
+                      'name = "..." in its first line.')  # fmt: skip
     if how != "true":
         raise Problem(f"{where(('data', 'partition', 'how'))}: cases are dealt to simulated sites ({how!r}), and those "
                       'of hospitals stay where they are: leave [data.partition] out.')  # fmt: skip

@@ -2,7 +2,8 @@
 
 import hmac
 import re
-from collections.abc import Callable, Mapping
+import unicodedata
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from hashlib import sha256
@@ -12,11 +13,15 @@ from typing import IO, Any
 from fedscan import __version__
 from fedscan.consortium import approval, catalogue
 from fedscan.consortium.asks import Asks
+from fedscan.consortium.asks import taking_part as taking_part
 from fedscan.consortium.catalogue import DIGITS
 from fedscan.consortium.identity import now_or
 from fedscan.consortium.policy import MB, Policy, answers_at, read_policy, refusals
 from fedscan.consortium.proposals import POLICY, Office
 from fedscan.consortium.sealing import KeySeal
+from fedscan.data.manifest import read_manifest
+from fedscan.data.records import Manifest
+from fedscan.engines import alone
 from fedscan.engines.desk import Desk
 from fedscan.engines.envelope import Talk
 from fedscan.memory import Event, nothing
@@ -28,14 +33,20 @@ from fedscan.studyfile.cases import Tell, silent
 from fedscan.studyfile.file import digest
 
 RUNS = "runs"  # below the hospital's folder: what it remembers of each run
+# Whatever stands in quotes with a slash in it, blanks too, and each word with one.
+PATHS = re.compile(r"""(?<!\w)(['"])[^'"]*[/\\][^'"]*\1|[^\s'":()]*[/\\][^\s'":(),;]*""")
 
 
 class Guard:
-    """Whether a question is answered now: under the signed yes and the policy as they are at that moment."""
+    """Whether a question is answered now: under the signed yes and the policy as they are at that moment.
 
-    def __init__(self, office: Office, asks: Asks, clock: Callable[[], datetime] = lambda: now_or(None)) -> None:
-        self.office, self.asks, self.clock = office, asks, clock
-        self._looked: tuple[Any, ...] = ()
+    ``held`` is what the study asks of the cases that are really used, to which the policy is held.
+    """
+
+    def __init__(
+        self, office: Office, asks: Asks, held: Asks, clock: Callable[[], datetime] = lambda: now_or(None)
+    ) -> None:
+        self.office, self.asks, self.held, self.clock = office, asks, held, clock
 
     def __call__(self, question: str, nbytes: int) -> str:
         """Why the question is not answered now, or "". Raises Refused where the hospital does not agree (any more)."""
@@ -52,7 +63,7 @@ class Guard:
         """The policy. Raises Refused unless a signed yes to exactly this, under exactly it, holds at this moment."""
         home = self.office.home
         policy = read_policy(home.folder / POLICY)
-        refused = refusals(policy, self.asks, self.asks.cases)
+        refused = refusals(policy, self.held, self.held.cases)
         stands = approval.standing(home, self.asks, policy, refused, now)
         if stands.state != "approved":
             raise Refused(f"{home.name} does not agree to this study: it is {stands.state}")
@@ -61,23 +72,23 @@ class Guard:
 
 @dataclass(frozen=True)
 class Ready:
-    """What a hospital has made ready for a study: the study on its own cases, and how they are called outside."""
+    """What a hospital has made ready for a study: the study on its own cases, and how they are called outside.
+
+    asks   what the study asks by the catalogue, to which a yes is given;  held: by the cases that are really used
+    """
 
     file: StudyFile
     study: Study
     cases: Cases
     asks: Asks
+    held: Asks
     names: Mapping[str, str]  # of cases and patients: what is said outside in place of each
+    private: frozenset[str]  # what no sentence may hold
 
-
-def taking_part(file: StudyFile, members: list[str]) -> tuple[str, ...]:
-    """The hospitals of a study: those that it names, else all members. Raises Problem for one that is none."""
-    for name in file.data.sites or ():
-        if name not in members:
-            raise file.places.wrong(
-                ("data", "sites"), name, f"a hospital on the roster ({', '.join(members)})", members
-            )
-    return tuple(sorted(file.data.sites or members))
+    @property
+    def limits(self) -> dict[str, int]:
+        """How many answers to each question leave in a run at most, as the yes says."""
+        return {q.name: q.times * q.rounds + q.last for q in self.asks.questions}
 
 
 def last_agreed(office: Office) -> StudyFile:
@@ -89,33 +100,58 @@ def last_agreed(office: Office) -> StudyFile:
 
 
 def ready(office: Office, file: StudyFile, asks: Asks, cache: Path | None = None, tell: Tell = silent) -> Ready:
-    """Reads the hospital's cases for a study. Raises Problem where they are not as they were registered."""
+    """Reads the hospital's cases for a study.
+
+    Raises Problem where they are not as they were registered, or fewer are used than the policy asks for.
+    """
     name, known = office.home.name, office.catalogue
     cases = read_cases(file.on(Path(known.folder)), cache, tell, site=name)
-    secret = catalogue.secret_of(office.home.folder)
-    ids = {item.case: item.id[:DIGITS] for item in known.items}
+    held = held_to(office, file, cases)
+    secret, scans = catalogue.secret_of(office.home.folder), read_manifest(Path(known.folder))
+    ids = {item.case: item.id for item in known.items}
     used = [case for kept in cases.of[name].values() for case in kept]
-    if strange := [case.name for case in used if case.name not in ids]:
-        raise Problem(f"{len(strange)} cases, such as {strange[0]!r}, are not registered: register your scans again, "
-                      "with `fedscan site data`.")  # fmt: skip
-    names = {**{case.subject: outside(case.subject, secret) for case in used}, **ids}
-    of = {name: {part: tuple(replace(c, name=ids[c.name], subject=names[c.subject]) for c in kept)
+    hold_registered(ids, [case.name for case in used], scans, secret)
+    codes = {case.name: outside(ids[case.name], asks.hash, secret) for case in used}
+    patients = {case.subject: outside(f"subject:{case.subject}", asks.hash, secret) for case in used}
+    of = {name: {part: tuple(replace(c, name=codes[c.name], subject=patients[c.subject]) for c in kept)
                  for part, kept in cases.of[name].items()}}  # fmt: skip
-    mine = build(file, replace(cases, of=of))
-    study = replace(mine, names=asks.sites)
-    return Ready(file, study, cases, asks, names)
+    study = replace(build(file, replace(cases, of=of)), names=asks.sites)
+    return Ready(file, study, cases, asks, held, {**patients, **codes}, private(office, scans))
 
 
-def outside(subject: str, secret: bytes) -> str:
-    """How a patient is called outside: a code that only the hospital can trace back."""
-    return hmac.new(secret, f"subject:{subject}".encode(), sha256).hexdigest()[:DIGITS]
+def held_to(office: Office, file: StudyFile, cases: Cases) -> Asks:
+    """What a study asks of the cases that are really used. Raises Problem where the policy refuses any of that."""
+    (row,) = cases.rows
+    held = office.asks(file, row.used, row.train)
+    if refused := refusals(office.policy, held, row.used):
+        raise Problem(f"{row.used} of your {row.expected} cases are used, {row.train} of them to train, and so the "
+                      f"policy refuses this study: {refused[0]}")  # fmt: skip
+    return held
+
+
+def hold_registered(ids: Mapping[str, str], used: Sequence[str], scans: Manifest, secret: bytes) -> None:
+    """Raises Problem where cases are not registered, or hold something else than when they were."""
+    found = {case.name: case for case in scans.cases}
+    for what, those in (
+        ("are not registered", [name for name in used if name not in ids]),
+        ("hold other scans than when they were registered",
+         [name for name in used if name in ids and catalogue.identifier(found[name], secret) != ids[name]]),
+    ):  # fmt: skip
+        if those:
+            raise Problem(f"{len(those)} cases, such as {those[0]!r}, {what}: register your scans again, with "
+                          "`fedscan site data`.")  # fmt: skip
+
+
+def outside(what: str, study: str, secret: bytes) -> str:
+    """How a case or a patient is called outside, in one study: a code that only the hospital can trace back."""
+    return hmac.new(secret, f"{study}:{what}".encode(), sha256).hexdigest()[:DIGITS]
 
 
 def desk(
     office: Office, found: Ready, log: Callable[[str], None] = nothing, event: Event = nothing, durable: bool = True
 ) -> Desk:
     """The hospital's end of the conversation about a study that it has agreed to. Raises Refused where it has not."""
-    home, guard = office.home, Guard(office, found.asks)
+    home, guard = office.home, Guard(office, found.asks, found.held)
     guard.agreed(now_or(None))
     said = told(found)
 
@@ -125,10 +161,11 @@ def desk(
 
     most = int(office.policy.leaves.largest_message_mb * MB)
     talk = Talk(found.asks.hash, "", found.asks.coordinator)
-    hidden = Hidden([*found.names, str(home.folder.absolute()), office.catalogue.folder])
+    facts = digest({"splits": said["splits"], "files": {name: [*files] for name, files in found.cases.files.items()}})
     return Desk(
         found.study, home.name, home.folder / RUNS, talk, KeySeal(home, "coordinator"), about=about,
-        facts=digest(said["splits"]), permit=guard, most=most, hide=hidden, log=log, event=event, durable=durable,
+        facts=facts, permit=guard, most=most, limits=found.limits, runs=1, hide=Hidden(found.private),
+        log=log, event=event, durable=durable,
     )  # fmt: skip
 
 
@@ -139,7 +176,7 @@ def told(found: Ready) -> dict[str, Any]:
     """
     (row,) = (row for row in found.cases.rows)
     splits = {part: [found.names[case.name] for case in kept] for part, kept in found.cases.of[row.name].items()}
-    agreed = {q.name: [q.up, q.times * q.rounds + q.last] for q in found.asks.questions}
+    agreed = {q.name: [q.up, found.limits[q.name]] for q in found.asks.questions}
     return {
         "agreed": agreed, "numerics": found.file.numerics(), "fedscan": __version__, "splits": splits,
         "expected": row.expected, "used": row.used, "left_out": len(row.left_out),
@@ -147,25 +184,36 @@ def told(found: Ready) -> dict[str, Any]:
 
 
 def hold_alone(folder: Path) -> IO[str]:
-    """Keeps other processes of this hospital out until what is returned is closed. Raises Problem where one is in."""
-    import fcntl
-
-    file = (folder / "join.lock").open("a+")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.close()
-        raise Problem(f"another `fedscan join` is at work in {folder}: one at a time answers for a hospital.") from None
-    return file
+    """Keeps other processes of this hospital out until what is returned is closed. Raises ValueError where one is."""
+    taken = f"another `fedscan join` is at work in {folder}: one at a time answers for a hospital."
+    return alone.hold(folder / "join.lock", taken)
 
 
 class Hidden:
-    """Takes out of a sentence what must not leave: the names of cases and patients, and where files lie."""
+    """Takes out of a sentence what must not leave: the names of cases and patients, and where files lie.
 
-    def __init__(self, names: list[str]) -> None:
-        longest_first = sorted({name for name in names if name}, key=len, reverse=True)
-        self._names = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
-        self._paths = re.compile(r"(?:/[^\s/:'\"]+){2,}/?")
+    Names count however their letters are written, and inside of words; those of 1 to 3 letters as whole words only.
+    """
+
+    def __init__(self, names: Iterable[str]) -> None:
+        longest_first = sorted({normal(name) for name in names if name}, key=len, reverse=True)
+        words = [re.escape(name) if len(name) > 3 else rf"(?<!\w){re.escape(name)}(?!\w)" for name in longest_first]
+        self._names = re.compile("|".join(words) or r"(?!)", re.IGNORECASE)
 
     def __call__(self, text: str) -> str:
-        return self._paths.sub("…", self._names.sub("…", text))
+        return PATHS.sub("…", self._names.sub("…", normal(text)))
+
+
+def normal(text: str) -> str:
+    """A text in the one form of its letters in which texts are compared."""
+    return unicodedata.normalize("NFC", text)
+
+
+def private(office: Office, scans: Manifest) -> frozenset[str]:
+    """What no sentence may hold: the names of all cases, patients and files, used or not, and of the folders."""
+    known = office.catalogue
+    paths = [path for case in scans.cases for path in (*case.images.values(), case.label) if path]
+    below = [path.relative_to(scans.root) for path in paths if path.is_relative_to(scans.root)]
+    folders = [office.home.folder.absolute(), office.home.folder.resolve(), Path(known.folder)]
+    people = [name for item in known.items for name in (item.case, item.subject)]
+    return frozenset([*people, *map(str, (*paths, *below, *folders)), *(path.name for path in paths)])

@@ -10,7 +10,7 @@ from typing import Any
 from fedscan import wire
 from fedscan.consortium import approval, catalogue, member
 from fedscan.consortium.approval import Decision, Standing
-from fedscan.consortium.asks import Asks, Hospital, asks_of, hash_of
+from fedscan.consortium.asks import Asks, Hospital, asks_of, hash_of, taking_part
 from fedscan.consortium.catalogue import Catalogue
 from fedscan.consortium.identity import now_or
 from fedscan.consortium.keys import refusing
@@ -74,16 +74,25 @@ class Office:
         return found[0]
 
     def proposal(self, file: StudyFile) -> Proposal:
-        """A study as it lies before this hospital. Raises as ``asks_of`` does, and for what its folder lacks."""
+        """A study as it lies before this hospital. Raises as ``asks`` does, and for what its folder lacks."""
         self.home.identity(self.now)
-        cases = self.catalogue
-        hospital = Hospital(
-            self.home.name, len(cases.used), cases.sequences, cases.labels or None, cases.letters
-        )  # fmt: skip
-        asks = asks_of(file, hospital, self.members("site"), self.coordinator())
-        refused = refusals(self.policy, asks, len(cases.used))
+        required = set(file.data.require)
+        asks = self.asks(file, sum(required <= set(item.sequences) for item in self.catalogue.used))
+        refused = refusals(self.policy, asks, asks.cases)
         stands = approval.standing(self.home, asks, self.policy, refused, self.now)
         return Proposal(asks, refused, stands, approval.last_approved(self.home, asks.hash, self.now))
+
+    def asks(self, file: StudyFile, cases: int, trained: int | None = None) -> Asks:
+        """What a study asks of so many cases, of which ``trained`` train.
+
+        Raises as ``asks_of`` does, and Problem where this hospital is not among those of the study.
+        """
+        names, known = taking_part(file, self.members("site")), self.catalogue
+        if self.home.name not in names:
+            raise Problem(f"{file.places.of(('data', 'sites'))}: this study is one of {', '.join(names)}, and nothing "
+                          f"is asked of {self.home.name}.")  # fmt: skip
+        hospital = Hospital(self.home.name, cases, known.sequences, known.labels or None, known.letters)
+        return asks_of(file, hospital, names, self.coordinator(), trained)
 
     def keep(self, file: StudyFile) -> str:
         """Keeps a study as it was resolved, and returns its hash, under which it can be named from then on."""
