@@ -28,6 +28,7 @@ LEASE = Annotated[
 LONGEST = Annotated[
     float, typer.Option(min=1, metavar="SECONDS", help="How long for one answer at most, whatever the progress.")
 ]
+LINGER = 3.0  # seconds for which a hospital stays at the end, so that what it said last is carried
 
 
 def serve(
@@ -124,6 +125,7 @@ def join(
                 log(f"{at.home.name} is ready for {found.asks.study!r}, asked by {found.asks.coordinator}")
                 while not desk.ended.wait(1.0):
                     pass
+                time.sleep(LINGER)
         except KeyboardInterrupt:
             log("left: what was answered is kept, and joining again goes on with it")
             raise typer.Exit(common.INTERRUPTED) from None

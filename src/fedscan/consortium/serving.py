@@ -9,6 +9,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -41,7 +42,7 @@ STATUS, LOCK, JOURNAL = "status.json", "serve.lock", "journal.sqlite"
 AT_WORK = "another `fedscan serve` is at work on the run in {}: wait for it, or choose another --out"
 THREE_DAYS = 259_200.0  # seconds for one answer at most, whatever progress a hospital shows: a weekend, and more
 GREETING = 2.0  # seconds between two greetings of a hospital that is not ready
-FAREWELL = 5.0  # seconds for telling a hospital that nothing more is asked
+FAREWELL = 15.0  # seconds for telling all hospitals that nothing more is asked
 SPLITS = ("train", "validation", "test")
 
 
@@ -199,15 +200,19 @@ def unlike(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 def greeted(lines: Mapping[str, Line], status: Status, file: StudyFile) -> dict[str, Mapping[str, Any]]:
     """What each hospital says of itself, once all are there and agree; until then they are greeted again and again."""
     said: dict[str, Mapping[str, Any]] = {}
+
+    def greet(name: str) -> None:
+        try:
+            told, *_ = lines[name].say({"act": "hello"})
+            said[name] = fitting(name, told, file)
+            status.site(name, "is there, and agrees")
+        except Lost as e:
+            status.site(name, f"is waited for: {e}")
+
     while waiting := [name for name in lines if name not in said]:
         status.run(state="waits for " + ", ".join(waiting))
-        for name in waiting:
-            try:
-                told, *_ = lines[name].say({"act": "hello"})
-                said[name] = fitting(name, told, file)
-                status.site(name, "is there, and agrees")
-            except Lost as e:
-                status.site(name, f"is waited for: {e}")
+        with ThreadPoolExecutor(len(waiting)) as pool:  # at once: one that is far away keeps nobody waiting
+            list(pool.map(greet, waiting))
         if len(said) < len(lines):
             time.sleep(GREETING)
     return said
@@ -334,6 +339,7 @@ def farewell(lines: Mapping[str, Line], over: bool, head: str) -> dict[str, str]
     threads = [threading.Thread(target=tell, args=(line,), daemon=True) for line in lines.values()]
     for thread in threads:
         thread.start()
+    until = time.monotonic() + FAREWELL
     for thread in threads:
-        thread.join(FAREWELL)
+        thread.join(max(0.0, until - time.monotonic()))
     return dict(signed)
