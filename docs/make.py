@@ -178,8 +178,8 @@ def commands_page() -> str:
     found = list(commands(app))
     parts = [
         "# Commands",
-        "What `fedscan COMMAND --help` says. What the user can mend is one sentence on stderr and exit code 2; every code "
-        "has its line in [exit codes](exit-codes.md). Tables go to stdout, and with `--json` they are JSON.",
+        "What `fedscan COMMAND --help` says. What the user can mend is one sentence on stderr and exit code 2; every "
+        "code has its line in [exit codes](exit-codes.md). Tables go to stdout, and with `--json` they are JSON.",
         table(
             ("command", "what it does"),
             [(f"[`fedscan {name}`](#fedscan-{name.replace(' ', '-')})", cell(first_line(f))) for name, f in found],
