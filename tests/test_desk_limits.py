@@ -1,6 +1,7 @@
 """A yes is one to so many answers, in the study's rounds, of one run: a coordinator that asks more gets a sentence."""
 
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -134,6 +135,8 @@ def test_another_run_needs_a_new_yes(tmp_path: Path) -> None:
         assert told["why"] == "amsterdam has taken part in this study already; another run needs a new yes"
     again = any_run(tmp_path, runs=1)
     assert asked(Speaker(again, talk=run_of(0), number=2 * EPOCH), (2, 0))["status"] == "answered"
+    newer = any_run(tmp_path, runs=1, since=lambda: time.time() - 0.001)
+    assert asked(Speaker(newer, talk=run_of(1), number=3 * EPOCH), (1, 0))["status"] == "answered"
     assert asked(Speaker(again, talk=run_of(1), number=2 * EPOCH), (1, 0))["status"] == "unheard"
     agreed_again = any_run(tmp_path, runs=2)
     assert asked(Speaker(agreed_again, talk=run_of(1), number=3 * EPOCH), (1, 0))["status"] == "answered"

@@ -12,6 +12,7 @@ from typing import IO, Any
 
 from fedscan import __version__
 from fedscan.consortium import approval, catalogue
+from fedscan.consortium.approval import Decision
 from fedscan.consortium.asks import Asks
 from fedscan.consortium.asks import taking_part as taking_part
 from fedscan.consortium.catalogue import DIGITS
@@ -61,13 +62,20 @@ class Guard:
 
     def agreed(self, now: datetime) -> Policy:
         """The policy. Raises Refused unless a signed yes to exactly this, under exactly it, holds at this moment."""
+        return self._yes(now)[0]
+
+    def since(self) -> float:
+        """When the yes was signed, in seconds since 1970."""
+        return self._yes(self.clock())[1].when.timestamp()
+
+    def _yes(self, now: datetime) -> tuple[Policy, Decision]:
         home = self.office.home
         policy = read_policy(home.folder / POLICY)
         refused = refusals(policy, self.held, self.held.cases)
         stands = approval.standing(home, self.asks, policy, refused, now)
-        if stands.state != "approved":
+        if stands.state != "approved" or stands.decision is None:
             raise Refused(f"{home.name} does not agree to this study: it is {stands.state}")
-        return policy
+        return policy, stands.decision
 
 
 @dataclass(frozen=True)
@@ -164,8 +172,8 @@ def desk(
     facts = digest({"splits": said["splits"], "files": {name: [*files] for name, files in found.cases.files.items()}})
     return Desk(
         found.study, home.name, home.folder / RUNS, talk, KeySeal(home, "coordinator"), about=about,
-        facts=facts, permit=guard, most=most, limits=found.limits, runs=1, hide=Hidden(found.private),
-        log=log, event=event, durable=durable,
+        facts=facts, permit=guard, most=most, limits=found.limits, runs=1, since=guard.since,
+        hide=Hidden(found.private), log=log, event=event, durable=durable,
     )  # fmt: skip
 
 

@@ -53,22 +53,22 @@ class Desk:
     ``about`` is what the site says of itself when it is greeted; ``facts`` names its cases, and a run goes on only with
     those that it began with. ``permit`` is asked before a question is answered, and may refuse it by a Refused;
     ``limits`` is how many turns of each question are answered in one run, and ``runs`` how many runs of the study are
-    begun here, both for ever if None;
-    ``hide`` takes out of a sentence what must not leave; ``log`` is told what happened, in full, and keeps it here.
+    begun here after the moment ``since`` (seconds since 1970), that of the yes; any number if None. ``hide`` takes out
+    of a sentence what must not leave; ``log`` is told what happened, in full, and keeps it here.
     """
 
     def __init__(
         self, study: Study, name: str, folder: Path, talk: Talk, seal: Seal, *,
         about: Callable[[], Mapping[str, Any]] = dict, facts: str = "", permit: Permit = anything, most: int = 1 << 40,
         limits: Mapping[str, int] | None = None, runs: int | None = None,
-        hide: Callable[[str], str] = str, log: Callable[[str], None] = nothing, durable: bool = True,
-        event: Event = nothing,
+        since: Callable[[], float] = float, hide: Callable[[str], str] = str, log: Callable[[str], None] = nothing,
+        durable: bool = True, event: Event = nothing,
     ) -> None:  # fmt: skip
         self.name, self.folder, self.talk, self.seal = name, folder, talk, seal
         self.facts, self.ended = facts, threading.Event()
         self.about, self.permit, self.hide, self.log = about, permit, hide, log
         self.event, self.durable, self.most = event, durable, most
-        self.limits, self.runs = limits, runs
+        self.limits, self.runs, self.since = limits, runs, since
         self.beats, self.again = 0, 0  # batches and cases that were worked on; those still to come once more
         self.computing = threading.Lock()  # one turn at a time: the default generators are the process's
         self.study = replace(study, data=self._beating(study))
@@ -130,7 +130,8 @@ class Desk:
         """Writes, where ``whole``, the file that begins a run. Raises Refused where none may be begun any more."""
         study = f"{self.talk.study}\n".encode()
         with self._lock:
-            begun = sum(other.read_bytes().startswith(study) for other in self.folder.glob(f"*/{path.name}"))
+            others, since = self.folder.glob(f"*/{path.name}"), self.since()
+            begun = sum(o.read_bytes().startswith(study) and o.stat().st_mtime >= since for o in others)
             if self.runs is not None and begun >= self.runs:
                 raise Refused(f"{self.name} has taken part in this study already; another run needs a new yes")
             if whole:
