@@ -288,12 +288,15 @@ def made(folder: Path) -> Path:
 
 
 def opened(path: Path) -> bool:
-    """Whether somebody is behind a door: its file stays there for longer."""
-    with suppress(OSError, ValueError, KeyError):
+    """Whether somebody is behind a door: its file stays there for longer. Who is too busy to open is there."""
+    try:
         port = int(json.loads(path.read_text())["port"])
         socket.create_connection(("127.0.0.1", port), 1.0).close()
+    except TimeoutError:
         return True
-    return False
+    except (OSError, ValueError, KeyError):
+        return False
+    return True
 
 
 def free_port() -> int:
