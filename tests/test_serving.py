@@ -18,8 +18,8 @@ from commands import Command, refused
 from fedscan.cli.between import standing
 from fedscan.cli.between import stop as tell_to_stop
 from fedscan.consortium import coordinator, member, serving
-from fedscan.consortium.carriers import to_sites
-from fedscan.engines import alone, kept
+from fedscan.consortium.carriers import hold_size, to_sites
+from fedscan.engines import alone, flower, kept
 from fedscan.engines.doors import Door
 from fedscan.journal import Journal
 from fedscan.launch import How
@@ -223,3 +223,19 @@ def test_a_study_in_which_nothing_was_learned_ends_with_code_3(
     assert said.code == 3, said
     assert "no round closed with an answer, so nothing was learned" in said.err
     refused(fedscan(*words), "run already holds a run")
+
+
+def test_a_study_that_its_carrier_cannot_bring_is_refused_before_its_first_round(
+    hospitals: Hospitals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flower, "MOST", 10_000)
+    told: list[int] = []
+
+    def hold(nbytes: int) -> None:
+        told.append(nbytes)
+        hold_size("flower", nbytes)
+
+    with hospitals.there(*SITES), pytest.raises(ValueError, match=r"largest message of this study has .* nvflare"):
+        serving.serve(hospitals.file, tmp_path / "run", hospitals.table(hold=hold))
+    assert 90_000 < told[0] < 2_000_000  # some 22,000 numbers of four bytes, or a table of scores
+    assert not (tmp_path / "run/study.json").exists()

@@ -4,6 +4,7 @@ import json as jsons
 import os
 import signal
 import time
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -46,7 +47,7 @@ def serve(
 ) -> None:
     """Carry out a study between hospitals, once each of them is there and has agreed to exactly this study."""
     from fedscan.consortium import member, serving
-    from fedscan.consortium.carriers import to_sites
+    from fedscan.consortium.carriers import hold_size, to_sites
     from fedscan.launch import How
     from fedscan.live import Show
     from fedscan.studyfile import load
@@ -61,7 +62,8 @@ def serve(
             Show([], file.rounds, title=file.name) as show,
         ):
             how = How(resume, command=common.rerun(), watch=show, tell=common.quiet_while(show))
-            page = serving.serve(file, run, serving.Table(home, carrier, lease, longest, how, show.waiting))
+            hold = partial(hold_size, engine)
+            page = serving.serve(file, run, serving.Table(home, carrier, lease, longest, how, show.waiting, hold))
     except KeyboardInterrupt:
         raise typer.Exit(common.interrupted(*resuming(run))) from None
     except Exception as e:

@@ -33,6 +33,12 @@ def to_sites(engine: EngineName, home: Home, folder: Path, sites: Path | None, l
         yield Relayed(folder)
 
 
+def hold_size(engine: EngineName, nbytes: int) -> None:
+    """Raises ValueError for a study whose largest message has more bytes than an engine carries in good time."""
+    if engine == "flower":
+        flower.hold_size("the largest message of this study", nbytes)
+
+
 @contextmanager
 def to_coordinator(engine: EngineName, home: Home, coordinator: str, server: str) -> Iterator[None]:
     """A hospital's end of an engine: it reaches the coordinator at ``server``, "HOST:PORT", and knocks at its door."""

@@ -31,7 +31,7 @@ from fedscan.engines.remote import LEASE, Line, Remote, return_freed
 from fedscan.journal import Journal
 from fedscan.launch import How
 from fedscan.ledger import SiteRow, opened, read_turns
-from fedscan.method import State
+from fedscan.method import State, published
 from fedscan.run import Problem, run
 from fedscan.spec import Refused
 from fedscan.study import Study
@@ -116,7 +116,10 @@ class Members:
 
 @dataclass(frozen=True)
 class Table:
-    """Where a study between hospitals is carried out: who asks, over what, and how long a hospital is waited for."""
+    """Where a study between hospitals is carried out: who asks, over what, and how long a hospital is waited for.
+
+    ``hold`` raises ValueError for a study whose largest message has too many bytes for the carrier.
+    """
 
     home: Home
     carrier: Carrier
@@ -124,6 +127,7 @@ class Table:
     longest: float = THREE_DAYS
     how: How = field(default_factory=How)
     show: Callable[[str, str], None] = lambda site, sentence: None
+    hold: Callable[[int], None] = lambda nbytes: None
 
 
 def serve(file: StudyFile, folder: Path, table: Table) -> Path:
@@ -153,10 +157,17 @@ def serve(file: StudyFile, folder: Path, table: Table) -> Path:
             lines = {name: Line(name, table.carrier, talk, seal, epoch) for name in names}
             cases = cases or gathered(file, greeted(lines, status, file), folder)
             study = replace(build(file, cases), names=names, counts=counts(cases))
+            table.hold(largest(study))
             launch.describe(file, cases, study, folder, how)
             launch.begin(file, study, how)
             launch.save_models(carried_out(study, folder, table, talk, epoch + 1, status), folder)
     return launch.report(folder, how.tell) if how.report else folder
+
+
+def largest(study: Study) -> int:
+    """The bytes of the largest message of a study: what is published, or an answer at most."""
+    answers = (most(question.gives(study.terms)) for question in study.questions.values())
+    return max(wire.pack(published(study.start(), study.names[0])).nbytes, *answers)
 
 
 def hold_named(file: StudyFile) -> None:
