@@ -1,7 +1,6 @@
 """A whole consortium on one machine: real processes, real keys, the simulated hospitals of ``fedscan demo``."""
 
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -17,6 +16,7 @@ from fedscan.consortium.member import Home
 from fedscan.consortium.proposals import POLICY, office
 from fedscan.data.manifest import read_manifest, write_manifest
 from fedscan.data.simulate import HONESTY, hospitals, write_hospitals
+from fedscan.engines.kept import free_port
 from fedscan.launch import How
 from fedscan.live import Show
 from fedscan.run import Problem
@@ -141,9 +141,3 @@ def processes(folder: Path, names: Sequence[str], engine: EngineName, server: st
             with suppress(subprocess.TimeoutExpired):
                 process.wait(20)
             process.kill()
-
-
-def free_port() -> int:
-    """A port of this machine that nobody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        return int(listening.getsockname()[1])

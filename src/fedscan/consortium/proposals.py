@@ -12,7 +12,7 @@ from fedscan.consortium import approval, catalogue, member
 from fedscan.consortium.approval import Decision, Standing
 from fedscan.consortium.asks import Asks, Hospital, asks_of, hash_of, taking_part
 from fedscan.consortium.catalogue import Catalogue
-from fedscan.consortium.identity import now_or
+from fedscan.consortium.identity import Role, now_or
 from fedscan.consortium.keys import refusing
 from fedscan.consortium.member import Home
 from fedscan.consortium.policy import Policy, read_policy, refusals
@@ -59,10 +59,9 @@ class Office:
         """The cases that are registered."""
         return catalogue.read(self.home.folder)
 
-    def members(self, role: str) -> list[str]:
+    def members(self, role: Role) -> list[str]:
         """The names of the consortium's members of a role, as they are today."""
-        lines = self.home.roster.lines
-        return sorted(m.name for m in lines if m.role == role and m.revoked is None and m.until > self.now)
+        return self.home.roster.names(role, self.now)
 
     def coordinator(self) -> str:
         """Who asks: the coordinator on the roster. Raises Problem unless there is one."""

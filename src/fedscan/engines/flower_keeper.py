@@ -5,7 +5,6 @@ SuperNode, and what starts its app quickly. What dies is started again; all of i
 """
 
 import ctypes
-import fcntl
 import io
 import json
 import os
@@ -27,9 +26,8 @@ from typing import Any
 from fedscan.engines.doors import FILE, Door, Lost
 from fedscan.engines.flower import DOOR, GATE, KEEPER, MEMBER
 from fedscan.engines.flower_gate import CHUNK, Front, Gate, certified, connected, to_coordinator
-from fedscan.engines.kept import HEARD, LOCK, OWNER, write
+from fedscan.engines.kept import HEARD, ORPHANED, free_port, lock_for_life, owned, write
 
-ORPHANED = 600.0  # seconds after which a process that nobody owns ends itself
 MOST_LOG = 4 << 20
 PIPE = "FEDSCAN_FLOWER_PIPE"
 QUICKLY = {"FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE": str(CHUNK), "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1"}
@@ -299,34 +297,15 @@ def opened(path: Path) -> bool:
     return True
 
 
-def free_port() -> int:
-    """A port of this machine that nobody uses."""
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        return int(sock.getsockname()[1])
-
-
 def die_with_parent() -> None:
     """Has the kernel end this process when its parent ends (Linux)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
-def owned(folder: Path) -> bool:
-    """Whether the process that started this one, or took it over, still runs."""
-    with suppress(OSError, ValueError):
-        os.kill(int((folder / OWNER).read_text()), 0)
-        return True
-    return False
-
-
 def keep(folder: Path) -> None:
     """Keeps a member's processes running until it is told to end, or nobody has owned it for long."""
-    handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
-    signal.alarm(5)  # ends this process where another one holds the lock, and not just asks who does
-    fcntl.flock(handle, fcntl.LOCK_EX)
-    signal.alarm(0)
-    os.ftruncate(handle, 0)
-    os.write(handle, str(os.getpid()).encode())
+    lock_for_life(folder)
     ended, seen = threading.Event(), time.monotonic()
     for sign in (signal.SIGTERM, signal.SIGINT):
         signal.signal(sign, lambda *_: ended.set())

@@ -5,6 +5,7 @@ again without it. It holds the lock of its folder as long as it lives, and says 
 needs the standard library only.
 """
 
+import fcntl
 import importlib.util
 import json
 import os
@@ -23,6 +24,7 @@ from fedscan.engines import alone
 from fedscan.engines.doors import Lost, Relayed
 
 LOCK, OWNER, HEARD, SAID = "lock", "owner", "heard", "said.txt"
+ORPHANED = 600.0  # seconds after which a process that nobody owns ends itself
 LAST = 10.0  # seconds after which a process that cannot be ended is left: it ends itself once nobody owns it
 
 
@@ -138,6 +140,33 @@ class Kept(ABC):
     def _say(self, sentence: str) -> None:
         with suppress(OSError), (self.folder / SAID).open("a", encoding="utf-8") as said:
             said.write(f"fedscan: {sentence}\n")
+
+
+def lock_for_life(folder: Path) -> None:
+    """Holds the lock of a folder until this process ends, and says in it which one it is.
+
+    For the process that is kept. It ends here where another one holds the lock, and does not just ask who does.
+    """
+    handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+    signal.alarm(5)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    signal.alarm(0)
+    os.ftruncate(handle, 0)
+    os.write(handle, str(os.getpid()).encode())
+
+
+def owned(folder: Path) -> bool:
+    """Whether the process (``serve`` or ``join``) that started the one of this folder, or took it over, still runs."""
+    with suppress(OSError, ValueError):
+        os.kill(int((folder / OWNER).read_text()), 0)
+        return True
+    return False
+
+
+def free_port() -> int:
+    """A port of this machine that nobody uses."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        return int(listening.getsockname()[1])
 
 
 def interpreter(engine: str, package: str, wanted: str) -> str:

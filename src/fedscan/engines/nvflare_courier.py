@@ -4,14 +4,11 @@ For the environment of NVFlare only: ``engines.nvflare`` starts ``python -m feds
 """
 
 import base64
-import fcntl
 import json
 import os
-import signal
 import sys
 import threading
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +24,12 @@ from nvflare.fuel.f3.mpm import MainProcessMonitor
 from nvflare.private.fed.utils import identity_utils
 
 from fedscan.engines.doors import Door, Lost, hand_in, relay
-from fedscan.engines.kept import HEARD, LOCK, OWNER
+from fedscan.engines.kept import HEARD, ORPHANED, OWNER, lock_for_life, owned
 from fedscan.engines.nvflare import MEMBER
 
 CHANNEL, TOPIC, PING, SECONDS, LOST = "fedscan", "request", "ping", "fedscan_seconds", "fedscan_lost"
 AGAIN = 0.1  # seconds until a site that is away is looked for again
 SILENCE = 40.0  # seconds without an answer after which a connection that seems up is given up
-ORPHANED = 600.0  # seconds without an owner
 
 
 class AtCoordinator(FLComponent):  # type: ignore[misc]
@@ -163,12 +159,7 @@ def answers(cell: Any, where: str, seconds: float) -> bool:
 
 def run(folder: Path) -> None:
     """Runs NVFlare's server or client in this process, as its own command does; one process in a folder."""
-    handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
-    signal.alarm(5)  # ends this process where another one holds the lock, and not just asks who does
-    fcntl.flock(handle, fcntl.LOCK_EX)
-    signal.alarm(0)
-    os.ftruncate(handle, 0)
-    os.write(handle, str(os.getpid()).encode())
+    lock_for_life(folder)
     threading.Thread(target=end_with_owner, args=(folder,), daemon=True).start()
     sign_with_p256()
     member = json.loads((folder / MEMBER).read_text())
@@ -188,8 +179,7 @@ def end_with_owner(folder: Path) -> None:
     """Ends the process once its owner (``serve`` or ``join``) has been away for long, or its folder is gone."""
     seen = time.monotonic()
     while time.monotonic() - seen < ORPHANED and (folder / OWNER).exists():
-        with suppress(OSError, ValueError):
-            os.kill(int((folder / OWNER).read_text()), 0)
+        if owned(folder):
             seen = time.monotonic()
         time.sleep(5.0)
     os._exit(0)
