@@ -29,7 +29,8 @@ from fedscan.consortium.sealing import KeySeal
 from fedscan.engines.desk import Desk
 from fedscan.engines.doors import Door, Doors
 from fedscan.engines.envelope import Talk
-from fedscan.engines.remote import Remote, return_freed
+from fedscan.engines.remote import Remote
+from fedscan.heap import return_freed
 from fedscan.method import Method, Sites, State, answer, just_weights
 from fedscan.run import run
 from fedscan.schema import schema_of

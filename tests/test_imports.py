@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1] / "src"
 
 # From the ground up. A module imports from its own floor and from those below, never from above.
 FLOORS = {
-    "ground": ("schema", "trees", "spec", "wire", "compress", "secret", "plugins"),
+    "ground": ("schema", "trees", "spec", "wire", "compress", "secret", "plugins", "heap"),
     "a hospital's side": ("step", "site"),
     "what is learned, and from what": ("models", "tasks", "data"),
     "the conversation": ("method", "parts", "averaging"),

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 
 from fedscan import wire
+from fedscan.heap import release_freed
 from fedscan.journal import Journal, Row
 from fedscan.memory import Base, Damaged, read_sound
 from fedscan.method import Absent, Message, Question, Replies, State, Tree
@@ -159,6 +160,7 @@ class Recorded:
             self.journal.put(row)
         self.journal.commit()
         self._nothing_pending()
+        release_freed()  # the answers, which are on disk now
 
     def _needed(self, site: str) -> list[Base]:
         """The turns of a site that may still be started from, or whose answer has not arrived."""

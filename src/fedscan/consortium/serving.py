@@ -27,7 +27,8 @@ from fedscan.disk import room_in
 from fedscan.engines import alone
 from fedscan.engines.doors import Carrier, Lost
 from fedscan.engines.envelope import Talk
-from fedscan.engines.remote import LEASE, Line, Remote, return_freed
+from fedscan.engines.remote import LEASE, Line, Remote
+from fedscan.heap import return_freed
 from fedscan.journal import Journal
 from fedscan.launch import How
 from fedscan.ledger import SiteRow, opened, read_turns

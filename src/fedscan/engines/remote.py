@@ -5,7 +5,6 @@ the site shows progress, so a big hospital is not dropped while it works, and a 
 What becomes of an answer is for the run to decide and to record; here nothing is decided.
 """
 
-import ctypes
 import hashlib
 import math
 import os
@@ -13,7 +12,6 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -43,16 +41,6 @@ Tell = Callable[[str, str], None]  # site, and what it is waited for, in a sente
 
 def nobody(site: str, sentence: str) -> None:
     """Tells nobody."""
-
-
-def return_freed(pieces: int = 4 << 20) -> None:
-    """Has glibc give back to the system at once what is freed in pieces of at least so many bytes.
-
-    Left to itself it keeps leaves of up to 32 MB for later, and two large models too many with them. For a process
-    that merges; one that trains asks for the same pieces again and again, and is slower so.
-    """
-    with suppress(AttributeError, OSError):  # another C library
-        ctypes.CDLL(None).mallopt(-3, pieces)  # M_MMAP_THRESHOLD
 
 
 class SiteFailed(RuntimeError):
