@@ -1,4 +1,4 @@
-"""Memory that was freed goes back to the system. glibc keeps it for later, which for large models is models too many."""
+"""Memory that was freed goes back to the system: glibc keeps it for later, which for large models is too much."""
 
 import ctypes
 from contextlib import suppress
