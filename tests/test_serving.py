@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 from commands import Command, refused
-from fedscan.cli.between import standing
 from fedscan.cli.between import stop as tell_to_stop
 from fedscan.consortium import coordinator, member, serving
 from fedscan.consortium.carriers import hold_size, to_sites
+from fedscan.consortium.status import LOCK, standing
 from fedscan.engines import alone, flower, kept
 from fedscan.engines.doors import Door
 from fedscan.journal import Journal
@@ -114,7 +114,7 @@ def test_what_was_changed_is_named_once_the_run_has_a_study() -> None:
 
 def test_one_process_at_a_time_works_on_a_run_and_in_an_engines_folder(hospitals: Hospitals, tmp_path: Path) -> None:
     run, engine, home = tmp_path / "run", tmp_path / "charite/nvflare", member.read(tmp_path / "charite")
-    with alone.hold(run / serving.LOCK, ""), pytest.raises(ValueError, match="another `fedscan serve` is at work on"):
+    with alone.hold(run / LOCK, ""), pytest.raises(ValueError, match="another `fedscan serve` is at work on"):
         serving.serve(hospitals.file, run, hospitals.table())
     assert not (run / "journal.sqlite").exists()
     with (

@@ -1,12 +1,11 @@
 """Commands that carry out a study between hospitals: the coordinator's, and those of a hospital."""
 
-import json as jsons
 import os
 import signal
 import time
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
@@ -29,6 +28,10 @@ LEASE = Annotated[
 LONGEST = Annotated[
     float, typer.Option(min=1, metavar="SECONDS", help="How long for one answer at most, whatever the progress.")
 ]
+METRICS = Annotated[
+    str | None,
+    typer.Option("--metrics", metavar="[HOST:]PORT", help="Show metrics to Prometheus; without HOST, to this machine."),
+]
 LINGER = 3.0  # seconds for which a hospital stays at the end, so that what it said last is carried
 
 
@@ -41,6 +44,7 @@ def serve(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run that lies in the folder.")] = False,
     lease: LEASE = 600.0,
     longest: LONGEST = 259200.0,
+    metrics: METRICS = None,
     set_: SET = None,
     out: OUT = None,
     json: JSON = False,
@@ -48,6 +52,7 @@ def serve(
     """Carry out a study between hospitals, once each of them is there and has agreed to exactly this study."""
     from fedscan.consortium import member, serving
     from fedscan.consortium.carriers import hold_size, to_sites
+    from fedscan.consortium.prometheus import Exposed
     from fedscan.launch import How
     from fedscan.live import Show
     from fedscan.studyfile import load
@@ -58,12 +63,14 @@ def serve(
         raise ValueError(f"{run} holds no run to go on with: leave out --resume, or name the run's folder by --out")
     try:
         with (
+            Exposed(metrics) as exposed,
             to_sites(engine, home, folder / engine, sites, listen) as carrier,
             Show([], file.rounds, title=file.name) as show,
         ):
             how = How(resume, command=common.rerun(), watch=show, tell=common.quiet_while(show))
             hold = partial(hold_size, engine)
-            page = serving.serve(file, run, serving.Table(home, carrier, lease, longest, how, show.waiting, hold))
+            table = serving.Table(home, carrier, lease, longest, how, show.waiting, hold, exposed.run)
+            page = serving.serve(file, run, table)
     except KeyboardInterrupt:
         raise typer.Exit(common.interrupted(*resuming(run))) from None
     except Exception as e:
@@ -95,12 +102,15 @@ def join(
     engine: ENGINE = "nvflare",
     server: SERVER = "",
     cache: CACHE = None,
+    metrics: METRICS = None,
     json: Annotated[bool, typer.Option("--json", help="Write the log as JSON, a line for each event.")] = False,
 ) -> None:
     """Answer for a hospital in a study that it has agreed to, until the study is over or Ctrl-C."""
     from fedscan.consortium import joining
-    from fedscan.consortium.carriers import address, to_coordinator
+    from fedscan.consortium.carriers import address, heard, to_coordinator
+    from fedscan.consortium.prometheus import Exposed
     from fedscan.consortium.proposals import office
+    from fedscan.consortium.status import Log, Tally
     from fedscan.consortium.words import words
     from fedscan.engines.doors import Door
 
@@ -118,10 +128,12 @@ def join(
             f"{found.asks.study!r} is {found.standing.state} here ({found.standing.why}): read what is asked, and "
             f"agree with `fedscan site approve {found.asks.hash[:12]} --folder {folder}`"
         )
-    with joining.hold_alone(folder):
+    with joining.hold_alone(folder), Exposed(metrics) as exposed:
         log = Log(folder / "join.log", json)
         desk = joining.desk(at, joining.ready(at, file, found.asks, cache, common.progress), log)
-        door = Door(folder, lambda header, body: desk.handle(body))
+        tally = Tally(desk)
+        exposed.hospital(tally, partial(heard, engine, folder))
+        door = Door(folder, lambda header, body: tally.handle(body))
         try:
             with to_coordinator(engine, at.home, found.asks.coordinator, server):
                 log(f"{at.home.name} is ready for {found.asks.study!r}, asked by {found.asks.coordinator}")
@@ -135,23 +147,10 @@ def join(
             door.close()
 
 
-class Log:
-    """What happens at a hospital: a line on the screen, and a line of JSON in a file that only its owner reads."""
-
-    def __init__(self, path: Path, json: bool) -> None:
-        self.path, self.json = path, json
-        path.touch(0o600)
-
-    def __call__(self, sentence: str) -> None:
-        now = time.time()
-        line = jsons.dumps({"time": round(now, 3), "event": sentence}, ensure_ascii=False)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
-        print(line if self.json else f"{time.strftime('%H:%M:%S', time.localtime(now))} {sentence}", flush=True)
-
-
 def status(run: RUN, json: JSON = False) -> None:
     """Show how a run between hospitals stands: its round, and for each hospital what is waited for and until when."""
+    from fedscan.consortium.status import standing
+
     told = standing(run)
     if json:
         common.print_json(told)
@@ -163,21 +162,9 @@ def status(run: RUN, json: JSON = False) -> None:
     common.print_table(("hospital", "state", "for"), rows)
 
 
-def standing(run: Path) -> dict[str, Any]:
-    """What the coordinator has written last about a run, and whether it is still at work."""
-    from fedscan.consortium.serving import LOCK, STATUS
-    from fedscan.engines import alone
-
-    path = run / STATUS
-    if not path.exists():
-        raise ValueError(f"{run} holds no run between hospitals: give the folder that `fedscan serve` works in")
-    told: dict[str, Any] = jsons.loads(path.read_text(encoding="utf-8"))
-    return {**told, "alive": told["state"] != "ended" and alone.held(run / LOCK)}
-
-
 def stop(run: RUN) -> None:
     """Stop the coordinator of a run, politely: nothing is lost, and it goes on with --resume."""
-    from fedscan.consortium.serving import LOCK
+    from fedscan.consortium.status import LOCK, standing
     from fedscan.engines import alone
 
     told = standing(run)

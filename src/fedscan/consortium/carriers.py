@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from fedscan.consortium.member import Home
-from fedscan.engines import alone, flower, nvflare
+from fedscan.engines import alone, flower, kept, nvflare
 from fedscan.engines.doors import Carrier, Doors, Relayed
 from fedscan.run import Problem
 
@@ -48,6 +48,11 @@ def to_coordinator(engine: EngineName, home: Home, coordinator: str, server: str
     address(server)
     with ENGINES[engine].site(home, home.folder / engine, server, coordinator, home.folder):
         yield
+
+
+def heard(engine: EngineName, folder: Path) -> float | None:
+    """The seconds since a hospital's engine last heard its other end; None where it has not, or there is none."""
+    return None if engine == "loopback" else kept.heard(folder / engine)
 
 
 def address(text: str) -> tuple[str, int]:

@@ -23,6 +23,7 @@ from fedscan.consortium.joining import taking_part
 from fedscan.consortium.leaving import most
 from fedscan.consortium.member import Home
 from fedscan.consortium.sealing import KeySeal
+from fedscan.consortium.status import LOCK, Status
 from fedscan.disk import room_in
 from fedscan.engines import alone
 from fedscan.engines.doors import Carrier, Lost
@@ -39,7 +40,7 @@ from fedscan.study import Study
 from fedscan.studyfile import Cases, StudyFile, build
 from fedscan.studyfile.cases import recipe_of
 
-STATUS, LOCK, JOURNAL = "status.json", "serve.lock", "journal.sqlite"
+JOURNAL = "journal.sqlite"
 AT_WORK = "another `fedscan serve` is at work on the run in {}: wait for it, or choose another --out"
 THREE_DAYS = 259_200.0  # seconds for one answer at most, whatever progress a hospital shows: a weekend, and more
 GREETING = 2.0  # seconds between two greetings of a hospital that is not ready
@@ -57,44 +58,6 @@ class Reported(Cases):
         """What the hospitals add to the study: which of their cases, by code, is in which split."""
         found = super().facts()
         return {**found, "splits": {name: self.splits[name] for name in sorted(self.splits)}}
-
-
-class Status:
-    """What is waited for, from whom and until when, as ``fedscan status`` reads it from the run's folder."""
-
-    def __init__(self, folder: Path, names: Sequence[str], show: Callable[[str, str], None]) -> None:
-        self.folder, self.show, self._lock, self._written = folder, show, threading.Lock(), 0.0
-        self.told: dict[str, Any] = {"pid": os.getpid(), "state": "begins", "round": 0, "sites": {}}
-        for name in names:
-            self.told["sites"][name] = {"state": "not heard of yet", "since": time.time()}
-
-    def __enter__(self) -> "Status":
-        return self
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        self.run(state="stopped" if kind else "ended")
-
-    def site(self, name: str, sentence: str) -> None:
-        """Notes what a hospital does, or what is waited for."""
-        with self._lock:
-            before = self.told["sites"][name]["state"]
-            if sentence.split(" (")[0] != before.split(" (")[0]:
-                self.show(name, sentence)
-                self.told["sites"][name]["since"] = time.time()
-            self.told["sites"][name]["state"] = sentence
-            self._write(now=False)
-
-    def run(self, **told: Any) -> None:
-        """Notes how the run stands."""
-        with self._lock:
-            self.told.update(told)
-            self._write(now=True)
-
-    def _write(self, now: bool) -> None:
-        if now or time.monotonic() > self._written + 1.0:
-            self._written = time.monotonic()
-            text = json.dumps(self.told, indent=1).encode()
-            wire.replace_file(self.folder / STATUS, lambda file: file.write(text))
 
 
 @dataclass(frozen=True)
@@ -119,7 +82,8 @@ class Members:
 class Table:
     """Where a study between hospitals is carried out: who asks, over what, and how long a hospital is waited for.
 
-    ``hold`` raises ValueError for a study whose largest message has too many bytes for the carrier.
+    ``hold`` raises ValueError for a study whose largest message has too many bytes for the carrier; ``watch`` is given
+    how the run stands, before its first hospital is greeted.
     """
 
     home: Home
@@ -129,6 +93,7 @@ class Table:
     how: How = field(default_factory=How)
     show: Callable[[str, str], None] = lambda site, sentence: None
     hold: Callable[[int], None] = lambda nbytes: None
+    watch: Callable[[Status], None] = lambda status: None
 
 
 def serve(file: StudyFile, folder: Path, table: Table) -> Path:
@@ -153,15 +118,15 @@ def serve(file: StudyFile, folder: Path, table: Table) -> Path:
     table = replace(table, carrier=Members(table.carrier, seal))
     with launch.writing(folder, "--out"), room_in(folder), alone.hold(folder / LOCK, AT_WORK.format(folder)):
         talk, epoch = begun(file, folder, home)
-        status = Status(folder, names, table.show)
-        with status:
+        with Status(folder, names, file.rounds, table.show) as status:
+            table.watch(status)
             lines = {name: Line(name, table.carrier, talk, seal, epoch) for name in names}
             cases = cases or gathered(file, greeted(lines, status, file), folder)
             study = replace(build(file, cases), names=names, counts=counts(cases))
             table.hold(largest(study))
             launch.describe(file, cases, study, folder, how)
             launch.begin(file, study, how)
-            launch.save_models(carried_out(study, folder, table, talk, epoch + 1, status), folder)
+            launch.save_models(carried_out(study, folder, table, seal, talk, epoch + 1, status), folder)
     return launch.report(folder, how.tell) if how.report else folder
 
 
@@ -291,28 +256,31 @@ def counts(cases: Reported) -> dict[str, dict[str, int]]:
     return {name: {part: len(codes) for part, codes in splits.items()} for name, splits in cases.splits.items()}
 
 
-def carried_out(study: Study, folder: Path, table: Table, talk: Talk, epoch: int, status: Status) -> State:
+def carried_out(
+    study: Study, folder: Path, table: Table, seal: KeySeal, talk: Talk, epoch: int, status: Status
+) -> State:
     """The rounds, from where the run stands to its end; then the hospitals are told that it is over."""
-    with closing(opened(folder)) as db:
-        table.how.watch("earlier", read_turns(db))
-    made: list[Remote] = []
 
     def engine(study: Study, folder: Path) -> Remote:
         limits = {name: most(question.gives(study.terms)) for name, question in study.questions.items()}
-        made.append(Remote(
-            study, folder, table.carrier, talk, KeySeal(table.home, "site"), epoch,
-            most=limits.__getitem__, lease=table.lease, longest=table.longest, tell=status.site,
-            ledger=lambda: head_of(folder),
-        ))  # fmt: skip
-        return made[-1]
+        remote = Remote(
+            study, folder, table.carrier, talk, seal, epoch, most=limits.__getitem__, lease=table.lease,
+            longest=table.longest, tell=status.site, ledger=lambda: head_of(folder),
+        )  # fmt: skip
+        status.leases = remote.leases
+        return remote
 
     def watch(what: str, value: Any) -> None:
-        if what == "round":
+        if what == "earlier":
+            status.count((row.site, row) for row in value)
+        elif what == "round":
             status.run(state="asks", round=value)
         elif what == "turn":
-            status.site(value.turn.site, f"{value.status} {value.question} {value.why}".strip())
+            status.turn(value)
         table.how.watch(what, value)
 
+    with closing(opened(folder)) as db:
+        watch("earlier", read_turns(db))
     began, over = time.monotonic(), False
     try:
         state = run(study, folder, resume=True, engine=engine, durable=True, commit_seconds=0.0, watch=watch)
@@ -320,7 +288,6 @@ def carried_out(study: Study, folder: Path, table: Table, talk: Talk, epoch: int
         return state
     finally:
         launch.add_seconds(folder, time.monotonic() - began)
-        seal = KeySeal(table.home, "site")
         lines = {name: Line(name, table.carrier, talk, seal, epoch + 1) for name in study.names}
         head = head_of(folder)
         if (signed := farewell(lines, over, head)) and head:

@@ -313,7 +313,7 @@ class Run:
             return stays, b""
         with self.disk.answer(turn).open("rb") as file:
             file.seek(at)
-            return {"status": "part", "at": at}, file.read(PART)
+            return {"status": "part", "at": at, "question": known.question}, file.read(PART)
 
     # -- what is past ------------------------------------------------------------------------------------------------
 

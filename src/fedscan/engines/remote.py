@@ -106,6 +106,7 @@ class Remote:
         self._letters: dict[str, queue.Queue[Letter | None]] = {name: queue.Queue() for name in study.names}
         self._done: dict[bool, queue.Queue[Answer | Exception]] = {True: queue.Queue(), False: queue.Queue()}
         self._settled: dict[str, Mapping[str, Any]] = {name: {} for name in study.names}
+        self.leases: dict[str, Lease] = {}  # of the sites that are asked now
         self._spent: dict[str, tuple[int, Lease]] = {}  # of sites that were absent: in which round
         self._round = 0
         self._ledger, self._head = ledger, ""
@@ -161,12 +162,14 @@ class Remote:
                 found = self._answer(letter)
             except Exception as e:  # it is raised where the answer is waited for
                 found = e
+            self.leases.pop(site, None)
             self._done[letter.started].put(found)
 
     def _answer(self, letter: Letter) -> Answer:
         """What a site answers, however often it has to be asked; absent once its lease has run out."""
         site, line = letter.turn.site, self.lines[letter.turn.site]
         out, lease, pause = Outgoing(letter), self._lease(letter), 0.0
+        self.leases[site] = lease
         while not self._closing.is_set():
             asked, wait, why = time.monotonic(), min(self.patience, lease.left), ""
             try:
