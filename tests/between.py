@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fedscan.engines.desk import Desk
-from fedscan.engines.doors import Lost
+from fedscan.engines.doors import Lost, Manner
 from fedscan.engines.envelope import Seal, Talk
 from fedscan.engines.remote import Remote
 from fedscan.run import run
@@ -20,6 +20,8 @@ TALK = Talk("a" * 64, "0" * 32, "coordinator")
 
 class Straight:
     """Brings every request to its desk and the answer back."""
+
+    manner = Manner()
 
     def __init__(self, desks: dict[str, Desk]) -> None:
         self.desks, self.calls = desks, 0

@@ -9,9 +9,9 @@ import pytest
 import echo
 from between import TALK, Between, Straight
 from fedscan import wire
-from fedscan.engines import desk as desks
-from fedscan.engines import envelope, outgoing, remote
+from fedscan.engines import envelope
 from fedscan.engines.desk import Desk
+from fedscan.engines.doors import Manner
 from fedscan.engines.envelope import ANSWER, EPOCH, REQUEST, Seal, Talk
 from fedscan.recorded import Letter
 from fedscan.study import Turn
@@ -109,5 +109,4 @@ def letter_of(study: Any) -> Letter:
 
 
 def smaller_parts(monkeypatch: pytest.MonkeyPatch, nbytes: int) -> None:
-    for module in (desks, remote, outgoing, envelope):
-        monkeypatch.setattr(module, "PART", nbytes)
+    monkeypatch.setattr(Straight, "manner", Manner(part=nbytes))

@@ -24,9 +24,9 @@ from between import TALK, Between, Straight
 from contract import BENCHES, study_of
 from fedscan import wire
 from fedscan.averaging import averaging
-from fedscan.engines import desk, outgoing, remote
+from fedscan.engines import remote
 from fedscan.engines.desk import Desk
-from fedscan.engines.doors import Door, Doors, Lost
+from fedscan.engines.doors import Door, Doors, Lost, Manner
 from fedscan.engines.local import Local
 from fedscan.engines.remote import Remote, SiteFailed
 from fedscan.memory import Receipt
@@ -93,6 +93,8 @@ class Fates:
 
 class Mortal(Between):
     """A consortium whose members are processes that the fates can kill: threads that end, and take all with them."""
+
+    manner = Manner()
 
     def __init__(self, study: Study, folder: Path, fates: Fates, **options: Any) -> None:
         self.fates, self.lives = fates, dict[str, Life]()
@@ -511,8 +513,8 @@ class FullDisk:
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Messages and answers of the toy go in parts."""
-    for module in (desk, outgoing, remote):
-        monkeypatch.setattr(module, "PART", 2000)
+    for carrier in (Straight, Mortal, Doors):
+        monkeypatch.setattr(carrier, "manner", Manner(part=2000))
 
 
 def full_for_a_while(folder: Path, full: Callable[[Path], bool], patch: pytest.MonkeyPatch) -> list[str]:

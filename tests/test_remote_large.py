@@ -2,6 +2,8 @@
 
 import random
 import sqlite3
+import threading
+import time
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -10,10 +12,12 @@ import pytest
 import torch
 
 import echo
-from between import Between
+from between import Between, Straight
 from fedscan import wire
+from fedscan.engines import desk as desks
 from fedscan.engines import remote
-from fedscan.engines.envelope import REQUEST
+from fedscan.engines.doors import Lost, Manner
+from fedscan.engines.envelope import REQUEST, mark
 from fedscan.engines.incoming import LACKS, PARTS, Incoming
 from fedscan.engines.outgoing import Outgoing
 from fedscan.engines.remote import Remote
@@ -21,7 +25,7 @@ from fedscan.recorded import Answer, Letter
 from fedscan.run import run
 from fedscan.schema import Weights
 from fedscan.study import Study, Turn
-from hostile import SITE, Tap, flipped, letter_of, parted, smaller_parts
+from hostile import SITE, Speaker, Tap, flipped, letter_of, one_desk, opened, parted, question, smaller_parts
 from toy import same
 
 torch.set_num_threads(1)
@@ -85,6 +89,148 @@ def test_a_run_in_many_parts_gives_the_same_bits(tmp_path: Path) -> None:
     carrier = Counting(between)
     assert same(between.run(carrier), run(study, tmp_path / "local"))
     assert min(carrier.acts.count("part"), carrier.acts.count("fetch")) > 100
+
+
+class Reordering(Counting):
+    """Keeps each part for a while that is drawn anew, so that the next may overtake it."""
+
+    manner = Manner(part=PART, flight=3)
+
+    def call(self, site: str, request: bytes, seconds: float) -> bytes:
+        if parted(request)[0]["act"] in ("part", "fetch"):
+            time.sleep(random.Random(hash(request)).uniform(0.0, 0.004))
+        return super().call(site, request, seconds)
+
+
+def test_parts_that_overtake_each_other_make_the_same_bits(tmp_path: Path) -> None:
+    study = echo.study(drift=0.5)
+    between = Between(study, tmp_path)
+    carrier = Reordering(between)
+    assert same(between.run(carrier), run(study, tmp_path / "local"))
+    assert min(carrier.acts.count("part"), carrier.acts.count("fetch")) > 100
+
+
+@pytest.mark.parametrize("act", ["part", "fetch"])
+@pytest.mark.parametrize("who", ["site", "coordinator"])
+def test_with_several_parts_under_way_few_travel_twice(
+    act: str, who: str, study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Straight, "manner", Manner(part=PART, flight=2))
+    down, up = sizes(study, tmp_path / "whole")
+    between, once = Between(study, tmp_path), list[str]()
+
+    def cut(acts: list[str], request: bytes) -> bytes:
+        if acts.count(act) >= 10 and acts[-1] == act and not once:
+            once.append(act)
+            if who == "coordinator":
+                raise Killed
+            between.restart(SITE)
+        return request
+
+    carrier = Counting(between, cut)
+    if who == "coordinator":
+        with pytest.raises(Killed):
+            asked(between.engine(carrier)(study, tmp_path / "run"), study)
+    answer = asked(between.engine(carrier)(study, tmp_path / "run"), study)
+    assert same(answer.read(), {"weights": study.start()["weights"], "asked": 1})
+    assert down <= carrier.down_bytes <= down + 4 * PART
+    assert up <= carrier.up_bytes <= up + 4 * PART
+
+
+def test_a_line_that_is_too_slow_for_its_parts_gets_smaller_ones(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both ways; and larger ones are tried again with the next message."""
+    monkeypatch.setattr(remote, "LEAST_PART", 100)
+    between, widest = Between(study, tmp_path), list[int]()
+
+    class Slow(Tap):
+        manner = Manner(part=64_000)
+
+        def call(self, site: str, request: bytes, seconds: float) -> bytes:
+            said = super().call(site, request, seconds)
+            size = max(len(parted(request)[1]), len(parted(said)[1]))
+            widest.append(size)
+            if size > 9_000:
+                raise Lost("it took too long")
+            return said
+
+    engine = between.engine(Slow(between.desks))(study, tmp_path / "run")
+    answer = engine._answer(letter_of(study))
+    engine.close()
+    assert same(answer.read()["weights"], study.start()["weights"])
+    assert engine.lines[SITE].part == 8_000
+    assert max(widest) > 30_000
+    assert sum(size > 9_000 for size in widest) < 8
+    engine.lines[SITE].refresh()
+    assert engine.lines[SITE].part == 16_000
+
+
+def test_a_message_is_not_sent_again_to_who_works_on_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It fits into one request, and the site is asked several times before it has its answer."""
+    monkeypatch.setattr(Straight, "manner", Manner())
+    go = threading.Event()
+
+    def reply(site: Any, message: Any) -> Any:
+        assert go.wait(20)
+        return echo.back(site, message)
+
+    study = echo.study((SITE,), reply=reply)
+
+    class Late(Counting):
+        def call(self, site: str, request: bytes, seconds: float) -> bytes:
+            if len(self.acts) == 4:
+                go.set()
+            said = Tap.call(self, site, request, seconds)
+            self.acts.append(parted(request)[0]["act"])
+            self.down_bytes += len(parted(request)[1])
+            return said
+
+    between = Between(study, tmp_path)
+    carrier = Late(between)
+    answer = asked(between.engine(carrier, patience=0.01)(study, tmp_path / "run"), study)
+    assert same(answer.read()["weights"], study.start()["weights"])
+    assert set(carrier.acts) == {"ask"}
+    assert len(carrier.acts) >= 5
+    assert carrier.down_bytes == letter_of(study).parcel.nbytes
+
+
+def test_a_part_that_was_overtaken_is_heard_once(tmp_path: Path) -> None:
+    """A question, an end or a greeting that comes late is not heard; nor what is older than some requests."""
+    desk = one_desk(tmp_path)
+    speaker = Speaker(desk)
+    part = {"act": "part", "payload": "0" * 64, "at": 0, "total": 100}
+    late = speaker.sealed(part, bytes(10))
+    question_, greeting = speaker.sealed(*question(desk.study.start()["weights"])), speaker.sealed({"act": "hello"})
+    assert speaker.say({"act": "hello"})[0]["status"] == "ready"
+    for old in (question_, greeting):
+        assert "not newer" in opened(desk, desk.handle(old))[0]["why"]
+    assert opened(desk, desk.handle(late))[0] == {**opened(desk, desk.handle(speaker.sealed(part)))[0]} | {
+        "of": mark(late)
+    }
+    assert "not newer" in opened(desk, desk.handle(late))[0]["why"]
+    late = speaker.sealed(part, bytes(10))
+    for _ in range(desks.OVERTAKEN + 1):
+        speaker.say(part)
+    assert "not newer" in opened(desk, desk.handle(late))[0]["why"]
+
+
+@pytest.mark.parametrize("part", [0, -1, True, 1.5, "9", None, [1]])
+def test_a_coordinator_cannot_ask_for_parts_that_are_none(part: Any, tmp_path: Path) -> None:
+    desk = one_desk(tmp_path)
+    header, body = question(desk.study.start()["weights"], part=part)
+    assert Speaker(desk).say(header, body)[0]["status"] == "unheard"
+
+
+def test_a_part_is_no_larger_than_a_site_sends_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However much the coordinator says that it takes."""
+    monkeypatch.setattr(desks, "MOST_PART", 5_000)
+    desk = one_desk(tmp_path)
+    speaker = Speaker(desk)
+    told, body = speaker.say(*question(desk.study.start()["weights"], part=1 << 62))
+    assert (told["status"], body) == ("answered", b"")
+    fetch = {"act": "fetch", "turn": [1, 0], "answered": told["answered"], "at": 0, "part": 1 << 62}
+    assert len(speaker.say(fetch)[1]) == 5_000
 
 
 @pytest.mark.parametrize("act", ["part", "fetch"])
@@ -231,12 +377,13 @@ def test_a_message_is_put_together_from_what_is_held_and_what_comes_in_parts(see
     _, header = pieces(before, set())
     assert incoming.message({**header, "travels": before.nbytes}, memoryview(bytes(before))) is not PARTS
     out, header = pieces(after, set(before.blobs))
-    body = memoryview(out.body)
-    if out.large:
+    large = out.travels > PART
+    body = memoryview(b"" if large else out.part(0, PART))
+    if large:
         assert incoming.message(header, body) == PARTS
         at = 0
         while at < header["travels"]:
-            at = incoming.put(header["payload"], at, header["travels"], memoryview(out.part(at)))
+            at = incoming.put(header["payload"], at, header["travels"], memoryview(out.part(at, PART)))
     found = incoming.message(header, body)
     assert same(found, second)
     assert bytes(wire.pack(found)) == bytes(after)

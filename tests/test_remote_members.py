@@ -280,9 +280,9 @@ def test_an_answer_that_is_ready_stays_once_the_yes_is_undone(tmp_path: Path, mo
     for at in range(0, len(body), 10_000):
         total = {"act": "part", "payload": header["payload"], "at": at, "total": len(body)}
         speaker.say(total, body[at : at + 10_000])
-    told, _ = speaker.say(header)
+    told, _ = speaker.say({**header, "part": 10_000})
     assert told["status"] == "answered"
-    fetch = {"act": "fetch", "turn": [1, 0], "answered": told["answered"], "at": 0}
+    fetch = {"act": "fetch", "turn": [1, 0], "answered": told["answered"], "at": 0, "part": 10_000}
     assert len(speaker.say(fetch)[1]) == 10_000
     undone = True
     for asked in ({**fetch, "at": 10_000}, header):

@@ -91,7 +91,7 @@ class Killing:
     """A carrier beside which something is killed, each time that so many more requests were carried."""
 
     def __init__(self, carrier: Carrier, every: int, kills: list[Callable[[], None]]) -> None:
-        self.carrier, self.every, self.kills = carrier, every, kills
+        self.carrier, self.manner, self.every, self.kills = carrier, carrier.manner, every, kills
         self.calls, self.killed, self._lock = 0, 0, threading.Lock()
 
     def call(self, site: str, request: bytes, seconds: float) -> bytes:

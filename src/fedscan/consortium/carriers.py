@@ -30,7 +30,7 @@ def to_sites(engine: EngineName, home: Home, folder: Path, sites: Path | None, l
     host, port = address(listen)
     taken = f"another `fedscan serve` reaches hospitals over {engine} from {home.folder}: one study at a time does so."
     with alone.hold(folder / OWNED, taken), ENGINES[engine].coordinator(home, folder, port, host):
-        yield Relayed(folder)
+        yield Relayed(folder, ENGINES[engine].MANNER)
 
 
 def hold_size(engine: EngineName, nbytes: int) -> None:

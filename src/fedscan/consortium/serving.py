@@ -26,7 +26,7 @@ from fedscan.consortium.sealing import KeySeal
 from fedscan.consortium.status import LOCK, Status
 from fedscan.disk import room_in
 from fedscan.engines import alone
-from fedscan.engines.doors import Carrier, Lost
+from fedscan.engines.doors import Carrier, Lost, Manner
 from fedscan.engines.envelope import Talk
 from fedscan.engines.remote import LEASE, Line, Remote
 from fedscan.heap import return_freed
@@ -66,6 +66,11 @@ class Members:
 
     carrier: Carrier
     seal: KeySeal
+
+    @property
+    def manner(self) -> Manner:
+        """How the carrier carries best."""
+        return self.carrier.manner
 
     def call(self, site: str, request: bytes, seconds: float) -> bytes:
         """What the site said to the request. Raises Lost where it is no member any more, or nothing came."""

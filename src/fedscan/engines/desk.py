@@ -12,7 +12,8 @@ from typing import Any
 
 from fedscan import wire
 from fedscan.engines import envelope
-from fedscan.engines.envelope import ANSWER, EPOCH, PART, REQUEST, Seal, Talk
+from fedscan.engines.doors import Manner
+from fedscan.engines.envelope import ANSWER, EPOCH, MOST_PART, REQUEST, Seal, Talk
 from fedscan.engines.heads import Heads
 from fedscan.engines.incoming import Incoming
 from fedscan.engines.limits import Limits, hold_round, hold_test
@@ -26,6 +27,7 @@ from fedscan.study import Study, Turn
 
 LONGEST_WAIT = 60.0  # seconds that a request may be kept waiting
 AFRESH = ("unable", "answered")  # a disk may have room by now; an answer is looked at where it lies
+OVERTAKEN = 8  # requests back that one may come late
 MOST_RUNS = 64  # of one study that a process of a site takes part in
 Permit = Callable[[str, int], str]  # question and bytes of its message -> why it is not answered now, or ""
 
@@ -152,6 +154,7 @@ class Run:
         self.heads = Heads(folder / "heads.jsonl", desk.durable)
         self.epoch, self.past, self.kept = self._marks()
         self.number = self.epoch * EPOCH
+        self.overtaken: set[int] = set()  # numbers before it that have not come, and yet may
         self.limits = Limits(folder / "answered.json", desk.limits, desk.durable)
         self.job: Job | None = None
         self._said: tuple[object, ...] = ()  # what was logged last of what may be asked again and again
@@ -163,7 +166,7 @@ class Run:
     def act(self, header: Mapping[str, Any], body: memoryview) -> tuple[dict[str, Any], bytes]:
         """Does what a request says, if it is newer than all before. Raises Refused for what is malformed."""
         with self.lock:
-            self._hold_number(header.get("number"))
+            self._hold_number(header)
             self._hold_begun(header)
             match header:
                 case {"act": "hello"}:
@@ -175,7 +178,7 @@ class Run:
                         return stays, b""
                     return {"status": "have", "have": self.incoming.put(payload, at, total, body)}, b""
                 case {"act": "fetch", "turn": turn, "answered": str(answered), "at": int(at)}:
-                    return self._fetch(turn_of(turn), answered, at)
+                    return self._fetch(turn_of(turn), answered, at, part_of(header))
                 case {"act": "end", "why": str(why), "over": bool(over)}:
                     self.heads.keep(header.get("ledger", ""))
                     self.desk.log(envelope.plain(why))
@@ -279,7 +282,7 @@ class Run:
         """What is said of an answer, and the answer itself where it is small; neither, where it must not leave."""
         stays = self._withheld(told["question"], told["turn"]) if told["status"] == "answered" else {}
         told = vouched(stays or told, header)
-        if told["status"] != "answered" or told["nbytes"] > PART:
+        if told["status"] != "answered" or told["nbytes"] > part_of(header):
             return told, b""
         return told, self.disk.answer(tuple(told["turn"])).read_bytes()
 
@@ -304,7 +307,7 @@ class Run:
             self._said = said
             self.desk.log(envelope.plain(text))
 
-    def _fetch(self, turn: tuple[int, int], digest: str, at: int) -> tuple[dict[str, Any], bytes]:
+    def _fetch(self, turn: tuple[int, int], digest: str, at: int, part: int) -> tuple[dict[str, Any], bytes]:
         """A part of an answer that is on the disk."""
         known = self.disk.receipt(turn)
         if known is None or known.answered != digest or not 0 <= at <= known.nbytes:
@@ -313,7 +316,7 @@ class Run:
             return stays, b""
         with self.disk.answer(turn).open("rb") as file:
             file.seek(at)
-            return {"status": "part", "at": at, "question": known.question}, file.read(PART)
+            return {"status": "part", "at": at, "question": known.question}, file.read(part)
 
     # -- what is past ------------------------------------------------------------------------------------------------
 
@@ -349,15 +352,22 @@ class Run:
             path.unlink(missing_ok=True)
         self.incoming.drop()
 
-    def _hold_number(self, number: object) -> None:
-        """Raises Refused unless a request is newer than every one before it, also before a restart of this process."""
-        if type(number) is not int or number <= self.number:
+    def _hold_number(self, header: Mapping[str, Any]) -> None:
+        """Raises Refused unless a request is newer than every one before it, also before a restart of this process.
+
+        Of the parts of what is large several are under way at once: one that was overtaken by the next is heard, once.
+        """
+        number = header.get("number")
+        late = number in self.overtaken and header.get("act") in ("part", "fetch")
+        if type(number) is not int or (number <= self.number and not late):
             raise Refused("a request that is not newer than the last one: it was played again, or came late")
         if number // EPOCH > self.epoch:
             self._mark(number // EPOCH, self.past, self.kept)
             if self.job and self.job.told.get("status") == "failed":
                 self.job = None  # what failed may have been mended before the coordinator was started again
-        self.number = number
+        self.overtaken |= set(range(max(self.number + 1, number - OVERTAKEN), number))
+        self.number = max(self.number, number)
+        self.overtaken = {n for n in self.overtaken if self.number - OVERTAKEN <= n != number}
 
     def _hold_begun(self, header: Mapping[str, Any]) -> None:
         """Begins a run with its first question. Raises Refused where it may not, or was begun with other cases."""
@@ -450,6 +460,14 @@ def turn_of(turn: object) -> tuple[int, int]:
         case [int(round), int(call)] if type(round) is type(call) is int and min(round, call) >= 0:
             return round, call
     raise Refused("a turn is two whole numbers, of its round and its call")
+
+
+def part_of(header: Mapping[str, Any]) -> int:
+    """The bytes of an answer that the coordinator takes at once."""
+    part = header.get("part", Manner.part)
+    if type(part) is not int or part < 1:
+        raise Refused("a request that says of no number how many bytes are taken at once")
+    return min(part, MOST_PART)
 
 
 def size_of(header: Mapping[str, Any]) -> int:

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,6 +27,18 @@ class Lost(Exception):
     """A request or its answer did not come through; it may or may not have arrived. The text says why."""
 
 
+@dataclass(frozen=True)
+class Manner:
+    """How a carrier carries best what is large: in parts of ``part`` bytes, ``flight`` of them on their way at once.
+
+    ``patience`` is how many seconds a site may keep a request waiting for its answer.
+    """
+
+    part: int = 4 << 20
+    flight: int = 1
+    patience: float = 10.0
+
+
 class Carrier(Protocol):
     """Brings one request to one site and what the site says back.
 
@@ -33,6 +46,8 @@ class Carrier(Protocol):
     can be asked for again.
     """
 
+    @property
+    def manner(self) -> Manner: ...
     def call(self, site: str, request: bytes, seconds: float) -> bytes:
         """What the site said to the request. Raises Lost where nothing came within ``seconds``."""
         ...
@@ -178,6 +193,8 @@ class Knock:
 class Doors:
     """The carrier to sites on this machine: each has a door in its folder."""
 
+    manner = Manner()
+
     def __init__(self, folders: Mapping[str, Path]) -> None:
         self._knocks = {site: Knock(folder) for site, folder in folders.items()}
 
@@ -189,8 +206,8 @@ class Doors:
 class Relayed:
     """The carrier over an engine: its own process keeps a door in ``folder``, opened by ``relay``."""
 
-    def __init__(self, folder: Path) -> None:
-        self._knock = Knock(folder)
+    def __init__(self, folder: Path, manner: Manner = Manner()) -> None:
+        self._knock, self.manner = Knock(folder), manner
 
     def call(self, site: str, request: bytes, seconds: float) -> bytes:
         """What the site said to the request. Raises Lost."""

@@ -17,7 +17,7 @@ from fedscan.spec import Refused
 PROTOCOL = 1
 REQUEST, ANSWER = "request", "answer"  # kinds of documents, so that neither can stand in for the other
 MOST_HEADER = 256 << 10
-PART = 4 << 20  # bytes of a message or an answer that travel at once
+MOST_PART = 64 << 20  # bytes of a message or an answer that travel at once, whatever a carrier would like
 EPOCH = 1 << 40  # numbers of requests that one start of the coordinator may use
 
 

@@ -8,6 +8,7 @@ import os
 import threading
 import time
 from base64 import b64encode
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ class Bringer:
         self._nodes: dict[str, str] = {}  # site -> public key of its node
         self._ids: dict[str, int] = {}  # public key -> number of the node
         self._heard: dict[str, int] = {}
+        self._order: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
         threading.Thread(target=self._listen, daemon=True).start()
 
     def _listen(self) -> None:
@@ -79,10 +81,11 @@ class Bringer:
         key, node = self._node(site)
         heard = self._heard.get(site, 0)
         message = Message(packed(request), dst_node_id=node, message_type="query", ttl=seconds + LATER)
-        number = next(iter(self.grid.push_messages([message])), None)
-        if number is None:
-            raise Lost("Flower did not take the message")
-        self.gate.call({"act": "sent", "site": site}, b"", 5.0)
+        with self._order[site]:  # a node that finds half of a message sleeps for seconds before it asks for the rest
+            number = next(iter(self.grid.push_messages([message])), None)
+            if number is None:
+                raise Lost("Flower did not take the message")
+            self.gate.call({"act": "sent", "site": site}, b"", 5.0)
         while (left := until - time.monotonic()) > 0:
             with self._known:
                 if self._heard.get(site, 0) == heard:

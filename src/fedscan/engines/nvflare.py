@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from fedscan import __version__
-from fedscan.engines.doors import MOST_BODY
+from fedscan.engines.doors import MOST_BODY, Manner
 from fedscan.engines.kept import Home, Kept, interpreter
 
 MEMBER = "member.json"
+MANNER = Manner(part=8 << 20, flight=2)
 COURIER = "fedscan.engines.nvflare_courier"
 KEPT = ("PATH", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH")  # of the environment; anything else is no business of it
 

@@ -5,13 +5,12 @@ from bisect import bisect_right
 from collections.abc import Collection
 from typing import Any
 
-from fedscan.engines.envelope import PART
 from fedscan.recorded import Letter
 from fedscan.wire import Parcel
 
 
 class Outgoing:
-    """One letter as requests: ``header`` and ``body`` of the question, and parts for what is too large for it."""
+    """One letter as requests: ``header`` and body of the question, and parts for what is too large for it."""
 
     def __init__(self, letter: Letter) -> None:
         self.letter = letter
@@ -28,13 +27,11 @@ class Outgoing:
         self._starts = [0]
         for chunk in self._chunks:
             self._starts.append(self._starts[-1] + len(chunk))
-        travels = self._starts[-1]
-        self.large = travels > PART
-        self.body = b"" if self.large else b"".join(self._chunks)
+        self.travels = self._starts[-1]
         self.header: dict[str, Any] = {
             "act": "ask", "turn": [letter.turn.round, letter.turn.call], "question": letter.question,
             "base": letter.base, "asked": parcel.digest, "nbytes": parcel.nbytes, "recipe": recipe,
-            "payload": self._digest() if recipe else parcel.digest, "travels": travels,
+            "payload": self._digest() if recipe else parcel.digest, "travels": self.travels,
         }  # fmt: skip
 
     def _digest(self) -> str:
@@ -43,9 +40,9 @@ class Outgoing:
             sha.update(chunk)
         return sha.hexdigest()
 
-    def part(self, at: int) -> bytes:
-        """The bytes of the payload from ``at`` on, at most as many as travel at once."""
-        found, left = [], PART
+    def part(self, at: int, most: int) -> bytes:
+        """The bytes of the payload from ``at`` on, ``most`` of them at most."""
+        found, left = [], most
         i = bisect_right(self._starts, at) - 1
         while left and i < len(self._chunks):
             piece = self._chunks[i][max(0, at - self._starts[i]) :][:left]

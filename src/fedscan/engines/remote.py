@@ -11,7 +11,10 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +22,7 @@ from typing import Any
 from fedscan import wire
 from fedscan.engines import envelope
 from fedscan.engines.doors import Carrier, Lost
-from fedscan.engines.envelope import ANSWER, EPOCH, PART, REQUEST, Seal, Talk
+from fedscan.engines.envelope import ANSWER, EPOCH, MOST_PART, REQUEST, Seal, Talk
 from fedscan.engines.incoming import LACKS
 from fedscan.engines.outgoing import Outgoing
 from fedscan.memory import Base, Event, digest_of, nothing
@@ -28,8 +31,8 @@ from fedscan.spec import Refused
 from fedscan.study import Study, Turn
 
 LEASE = 600.0  # seconds without any progress after which a site is absent
-PATIENCE = 10.0  # seconds that a site may keep a request waiting for its answer
 SLACK = 20.0  # seconds more in which what was said has to come through
+LEAST_PART = 4 << 20  # bytes that a line brings within those seconds; a slower one brings nothing large
 LAST = 5.0  # seconds for what is said when the lease has all but run out
 MOST_SECONDS = 1e9  # that an answer may be said to have taken
 PROVEN = ("turn", "question", "asked", "ledger")  # what a site signs of the request, with its answer
@@ -54,6 +57,8 @@ class Line:
         self.site, self.carrier, self.talk, self.seal = site, carrier, talk, seal
         self._any_run = replace(talk, run="")  # an answer names its request, and so the run
         self._number = epoch * EPOCH
+        self.part = min(carrier.manner.part, MOST_PART)
+        self._pool = ThreadPoolExecutor(carrier.manner.flight, f"to {site}")
 
     def say(
         self, header: Mapping[str, Any], body: bytes | memoryview = b"", wait: float = 0.0, most: float = math.inf
@@ -63,12 +68,38 @@ class Line:
 
         Raises Lost, with a sentence, where nothing comes, or nothing that can be believed.
         """
+        return self._brought(self._sealed(header, body, wait), min(wait + SLACK, most))
+
+    def flow(self, things: Iterable[tuple[Mapping[str, Any], bytes]]) -> Generator[tuple[dict[str, Any], memoryview]]:
+        """What the site says to one thing after another, in their order; several are under way at once.
+
+        Raises Lost as ``say`` does; what was under way then has come to its end too.
+        """
+        under: deque[Future[tuple[dict[str, Any], memoryview, str]]] = deque()
+        try:
+            for header, body in things:
+                under.append(self._pool.submit(self._brought, self._sealed(header, body), SLACK))
+                if len(under) == self.carrier.manner.flight:
+                    yield under.popleft().result()[:2]
+            while under:
+                yield under.popleft().result()[:2]
+        finally:
+            wait(under)
+
+    def refresh(self) -> None:
+        """Tries larger parts again, where smaller ones had to do."""
+        self.part = min(2 * self.part, self.carrier.manner.part, MOST_PART)
+
+    def _sealed(self, header: Mapping[str, Any], body: bytes | memoryview, wait: float = 0.0) -> bytes:
         self._number += 1
         whole = {**header, "number": self._number, "wait": wait}
-        request = envelope.sealed(REQUEST, whole, body, self.talk, self.site, self.seal)
+        return envelope.sealed(REQUEST, whole, body, self.talk, self.site, self.seal)
+
+    def _brought(self, request: bytes, seconds: float) -> tuple[dict[str, Any], memoryview, str]:
         try:
-            data = self.carrier.call(self.site, request, min(wait + SLACK, most))
+            data = self.carrier.call(self.site, request, seconds)
         except Lost as e:
+            self.part = max(self.part // 2, min(self.part, LEAST_PART))  # maybe it was too large for its time
             raise Lost(envelope.plain(e)) from e  # whoever carries it has signed nothing
         try:
             told, out = envelope.opened(ANSWER, data, self._any_run, self.site, self.seal)
@@ -94,11 +125,12 @@ class Remote:
 
     def __init__(
         self, study: Study, folder: Path, carrier: Carrier, talk: Talk, seal: Seal, epoch: int, *,
-        most: Callable[[str], int] = lambda question: 1 << 40, lease: float = LEASE, patience: float = PATIENCE,
+        most: Callable[[str], int] = lambda question: 1 << 40, lease: float = LEASE, patience: float | None = None,
         longest: float = math.inf, durable: bool = True, tell: Tell = nobody, event: Event = nothing,
         ledger: Callable[[], str] = str,
     ) -> None:  # fmt: skip
         self.study, self.names, self.folder, self.most = study, study.names, folder, most
+        patience = carrier.manner.patience if patience is None else patience
         self.lease, self.patience = lease, min(patience, lease / 4)  # so that progress is seen in time
         self.longest, self.durable, self.tell, self.event = longest, durable, tell, event
         self.lines = {name: Line(name, carrier, talk, seal, epoch) for name in study.names}
@@ -168,17 +200,19 @@ class Remote:
     def _answer(self, letter: Letter) -> Answer:
         """What a site answers, however often it has to be asked; absent once its lease has run out."""
         site, line = letter.turn.site, self.lines[letter.turn.site]
-        out, lease, pause = Outgoing(letter), self._lease(letter), 0.0
+        out, lease, pause, whole = Outgoing(letter), self._lease(letter), 0.0, True
         self.leases[site] = lease
+        line.refresh()
         while not self._closing.is_set():
             asked, wait, why = time.monotonic(), min(self.patience, lease.left), ""
             try:
-                request = {**out.header, **self._settled[site], "ledger": self._head}
-                told, body, proof = line.say(request, out.body, wait, max(lease.left, LAST))
+                request = {**out.header, **self._settled[site], "ledger": self._head, "part": line.part}
+                sent = out.part(0, out.travels) if whole and out.travels <= line.part else b""
+                told, body, proof = line.say(request, sent, wait, max(lease.left, LAST))
                 match told.get("status"):
                     case "answered":
                         hold_proof(site, told, request, proof)
-                        return replace(self._taken(letter, told, body, lease), proof=proof)
+                        return replace(self._taken(letter, told, body, request["part"], lease), proof=proof)
                     case "refused":
                         hold_proof(site, told, request, proof)
                         why = envelope.plain(told.get("why"))
@@ -186,12 +220,14 @@ class Remote:
                     case "failed":
                         raise SiteFailed(envelope.plain(told.get("why")))
                     case "need":
-                        self._send_parts(line, out, told, lease)
-                        asked = -math.inf
+                        self._send_parts(line, out, told, bool(sent), lease)
+                        asked, whole = -math.inf, True
                     case "working":
+                        whole = False  # it has the message: not again, then
                         lease.progress(told.get("beats"))
                         self.tell(site, f"works on {letter.question}{lease.told()}")
                     case "later":
+                        whole = False
                         lease.rest()
                         self.tell(site, f"answers later: {envelope.plain(told.get('why'))}")
                         self._closing.wait(LATER)
@@ -214,24 +250,36 @@ class Remote:
         round, spent = self._spent.pop(letter.turn.site, (0, None))
         return spent if spent and round == letter.turn.round and not letter.again else Lease(self.lease, self.longest)
 
-    def _send_parts(self, line: Line, out: Outgoing, told: Mapping[str, Any], lease: "Lease") -> None:
-        """Sends what a site still needs of a message: all its weights, or the parts of a large one.
+    def _send_parts(self, line: Line, out: Outgoing, told: Mapping[str, Any], sent: bool, lease: "Lease") -> None:
+        """Sends what a site still needs of a message, part by part; what is small goes with the question itself.
 
-        Raises Lost where nothing is left to send.
+        Raises Lost where nothing is left to send: all of it was ``sent`` with the question.
         """
         have = told.get("have")
         if told.get("what") == LACKS and out.header["recipe"]:
             out.send_whole()
             have = 0
-        elif not out.large or type(have) is not int or not 0 <= have < out.header["travels"]:
+        elif sent or type(have) is not int or not 0 <= have < out.travels:
             raise Lost(f"{line.site} says that it lacks what it was sent")
-        payload, total = out.header["payload"], out.header["travels"]
-        while out.large and type(have) is int and 0 <= have < total and not self._closing.is_set() and not lease.over:
-            said, *_ = line.say({"act": "part", "payload": payload, "at": have, "total": total}, out.part(have))
-            have = said.get("have")
-            lease.further(payload, have)
+        payload, total = out.header["payload"], out.travels
+        if total <= line.part:
+            return
 
-    def _taken(self, letter: Letter, told: Mapping[str, Any], body: memoryview, lease: "Lease") -> Answer:
+        def parts(at: int) -> Iterator[tuple[Mapping[str, Any], bytes]]:
+            while at < total and not self._closing.is_set() and not lease.over:
+                data = out.part(at, line.part)
+                yield {"act": "part", "payload": payload, "at": at, "total": total}, data
+                at += len(data)
+
+        while type(have) is int and 0 <= have < total and not self._closing.is_set() and not lease.over:
+            with closing(line.flow(parts(have))) as flow:
+                for said, _ in flow:
+                    before, have = have, said.get("have")
+                    lease.further(payload, have)
+                    if type(have) is not int or have <= before:
+                        break  # it was not taken: on from where it stands
+
+    def _taken(self, letter: Letter, told: Mapping[str, Any], body: memoryview, part: int, lease: "Lease") -> Answer:
         """An answer as a file of the run's folder. Raises Lost for what is not what the site says that it is."""
         match told:
             case {"answered": str(digest), "nbytes": int(size), "seconds": int() | float() as seconds,
@@ -243,7 +291,7 @@ class Remote:
             why = f"the answer of {letter.turn.site} to {letter.question} has {size} bytes; at most {most} are taken"
             return Answer(letter.turn, refused=why, changed=False)
         path = self._file(letter.turn)
-        if size <= PART:
+        if size <= part:
             if len(body) != size or hashlib.sha256(body).hexdigest() != digest:
                 raise Lost(f"the answer of {letter.turn.site} is not what its digest says")
             wire.put_file(path, lambda file: file.write(body), durable=self.durable)
@@ -257,14 +305,22 @@ class Remote:
         line, partial = self.lines[letter.turn.site], path.with_name(path.name + ".partial")
         turn = [letter.turn.round, letter.turn.call]
         with partial.open("ab") as file:
-            while (at := file.tell()) < size:
-                _, body, _ = line.say({"act": "fetch", "turn": turn, "answered": digest, "at": at})
-                if not 0 < len(body) <= min(PART, size - at):
-                    raise Lost(f"{letter.turn.site} sent {len(body)} bytes of an answer where some were to come")
-                file.write(body)
-                lease.further("answer", at + len(body))
-                if lease.over:
-                    raise Lost(f"{letter.turn.site} sends its answer too slowly")
+
+            def parts(at: int) -> Iterator[tuple[Mapping[str, Any], bytes]]:
+                while at < size:
+                    part = min(line.part, size - at)
+                    yield {"act": "fetch", "turn": turn, "answered": digest, "at": at, "part": part}, b""
+                    at += part
+
+            with closing(line.flow(parts(file.tell()))) as flow:
+                for told, body in flow:
+                    at = file.tell()
+                    if told.get("at") != at or not 0 < len(body) <= min(MOST_PART, size - at):
+                        raise Lost(f"{letter.turn.site} sent {len(body)} bytes of an answer where some were to come")
+                    file.write(body)
+                    lease.further("answer", at + len(body))
+                    if lease.over:
+                        raise Lost(f"{letter.turn.site} sends its answer too slowly")
             if self.durable:
                 file.flush()
                 os.fsync(file.fileno())
