@@ -1,10 +1,10 @@
-"""Flower as carrier against Flower by itself: the same bytes to a site and back, by turns, in one run.
+"""fedscan over Flower against Flower by itself: the same bytes to a site and back, by turns, in one run.
 
-Bare Flower is a SuperLink, a SuperNode and an app that echoes an array by ``grid.send_and_receive``, without TLS. The
-relay carries the same bytes by ``Relayed.call``, over mutual TLS; large ones in parts, there and then back, one after
-the other, as ``engines.remote`` sends them.
+Bare Flower is a SuperLink, a SuperNode and an app that echoes an array by ``grid.send_and_receive``, without TLS.
+fedscan asks a site for an echo of weights as a run does: sealed messages over mutual TLS, in parts of the size and as
+many at once as ``engines.flower.MANNER`` says, hashed, and written to the disk at both ends.
 
-    python benchmarks/engine_flower.py [--pairs 7] [--large 512] [--parts 8 16 32 64] [--repeat 2]
+    python benchmarks/engine_flower.py [--pairs 7] [--large 512] [--repeat 3] [--part 32 --flight 1]
 """
 
 import argparse
@@ -16,13 +16,18 @@ import subprocess
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
-from fedscan.consortium import coordinator, member
+import torch
+
+from echoes import HUB, Asker, end, found, start
+from fedscan.consortium import member
+from fedscan.consortium.carriers import to_sites
 from fedscan.engines import flower
-from fedscan.engines.doors import Door, Knock, Lost, Relayed
+from fedscan.engines.doors import Knock, Lost
 
 MB = 1 << 20
 BARE = """
@@ -124,52 +129,25 @@ def waiting(call: Callable[[], object], seconds: float = 120.0) -> None:
 
 
 @contextmanager
-def relayed(folder: Path) -> Iterator[Callable[[bytes], bytes]]:
-    """fedscan over Flower: a call to one site, which echoes what is short, and takes or gives what is asked for."""
-    root = folder / "root"
-    coordinator.found("bench", root)
-    homes = {}
-    for name, role in (("site", "site"), ("hub", "coordinator")):
-        homes[name] = member.begin(name, role, folder / name)
-        coordinator.admit(root, folder / name / "request.csr", role)
-        member.take_kit(homes[name], root / "kits" / name)
-    port, kept = free_port(), os.urandom(64 * MB)
-
-    def answer(header: dict[str, object], body: bytes) -> bytes:
-        match body[:5]:
-            case b"take ":
-                return b"taken"
-            case b"give ":
-                return kept[: int(body[5:])]
-        return body
-
-    at = folder / "door"
-    at.mkdir()
-    door = Door(at, answer)
-    hub = flower.coordinator(homes["hub"], folder / "engine-hub", port, "localhost")
-    site = flower.site(homes["site"], folder / "engine-site", f"localhost:{port}", "hub", at)
-    carrier = Relayed(folder / "engine-hub")
-    with hub, site:
-        waiting(lambda: carrier.call("site", b"hello", 30.0))
-        yield lambda request: carrier.call("site", request, 300.0)
-    door.close()
-
-
-def in_parts(call: Callable[[bytes], bytes], length: int, part: int) -> float:
-    """Seconds in which so many bytes go to the site in parts, and come back in parts."""
-    begun, data = time.perf_counter(), b"take " + os.urandom(part)
-    for _ in range(0, length, part):
-        assert call(data) == b"taken"
-    for _ in range(0, length, part):
-        assert len(call(f"give {part}".encode())) == part
-    return time.perf_counter() - begun
+def between(folder: Path, numbers: Sequence[int]) -> Iterator[list[Asker]]:
+    """fedscan over Flower, with one site: what asks it for echoes of each size."""
+    folder.mkdir()
+    found(folder, ["site"])
+    at = f"localhost:{free_port()}"
+    with to_sites("flower", member.read(folder / HUB), folder / "engine", None, at) as carrier:
+        site = start(folder, "site", numbers, "flower", at)
+        try:
+            waiting(lambda: carrier.call("site", b"there?", 30.0))
+            yield [Asker(folder, "site", n, carrier) for n in numbers]
+        finally:
+            end(site)
 
 
 def told(what: str, ours: list[float], theirs: list[float]) -> None:
     """Prints medians, and the ratio of each pair: median, least and most."""
     ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
     print(
-        f"{what}: relay {statistics.median(ours):.2f} s, bare {statistics.median(theirs):.2f} s, ratio "
+        f"{what}: fedscan {statistics.median(ours):.2f} s, bare {statistics.median(theirs):.2f} s, ratio "
         f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}, {len(ratios)} pairs)",
         flush=True,
     )
@@ -180,32 +158,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pairs", type=int, default=7)
     parser.add_argument("--large", type=int, default=512, help="MiB; 0 leaves it out")
-    parser.add_argument("--parts", type=int, nargs="*", default=[8, 16, 32, 64], help="MiB")
-    parser.add_argument("--repeat", type=int, default=2)
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--part", type=int, help="MiB of a part, in place of what the engine's own setting says")
+    parser.add_argument("--flight", type=int, help="parts under way at once, in place of the same")
     args = parser.parse_args()
+    torch.set_num_threads(1)
+    own = flower.MANNER
+    flower.MANNER = replace(own, part=args.part * MB if args.part else own.part, flight=args.flight or own.flight)
+    print(f"large messages in parts of {flower.MANNER.part / MB:g} MiB, {flower.MANNER.flight} at once", flush=True)
+    turns = {MB: args.pairs, args.large * MB: args.repeat}
+    sizes = [size for size in turns if size]
     with (
         tempfile.TemporaryDirectory() as temporary,
         bare(Path(temporary) / "bare") as by_itself,
-        relayed(Path(temporary) / "relay") as call,
+        between(Path(temporary) / "relay", [size // 4 for size in sizes]) as askers,
     ):
-        ours, theirs = [], []
-        for _ in range(args.pairs):
-            request, begun = os.urandom(MB), time.perf_counter()
-            assert call(request) == request
-            ours.append(time.perf_counter() - begun)
-            theirs.append(by_itself(MB))
-        told("1 MiB there and back", ours, theirs)
-        if args.large:
-            whole = args.large * MB
-            times: dict[int, list[float]] = {part: [] for part in args.parts}
-            bares = []
-            for _ in range(args.repeat):
-                bares.append(by_itself(whole))
-                for part, found in times.items():
-                    found.append(in_parts(call, whole, part * MB))
-                    print(f"  bare {bares[-1]:.1f} s; in parts of {part} MiB {found[-1]:.1f} s", flush=True)
-            for part, found in times.items():
-                told(f"{args.large} MiB there and back, parts of {part} MiB", found, bares)
+        for size, asker in zip(sizes, askers, strict=True):
+            ours, theirs = [], []
+            asker.seconds()  # the first is a greeting too
+            for _ in range(turns[size]):
+                theirs.append(by_itself(size))
+                ours.append(asker.seconds())
+                print(f"  bare {theirs[-1]:.2f} s, fedscan {ours[-1]:.2f} s", flush=True)
+            told(f"{size / MB:g} MiB there and back", ours, theirs)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
-"""What fedscan's relay over NVFlare takes, against NVFlare moving the same bytes by its own means (a Collab call).
+"""What fedscan takes over NVFlare, against NVFlare moving the same bytes by its own means (a Collab call).
 
     python benchmarks/engine_nvflare.py                1 MB and 512 MB there and back, and the return after a kill
     python benchmarks/engine_nvflare.py --large 64     a smaller large one
 
-Both systems are up at once, each with a server, two clients and mutual TLS on loopback. A turn of the relay follows
-each turn of bare NVFlare, so that a machine that is slower for a while is so for both. Bare NVFlare is timed within its
-job at the server, from the call until the arrays are back; the relay at `serve`'s side of its door, from the call until
-the bytes are back, which `join`'s stand-in has only read and sent again.
+Both systems are up at once, each with a server, two clients and mutual TLS on loopback. A turn of fedscan follows each
+turn of bare NVFlare, so that a machine that is slower for a while is so for both. Bare NVFlare is timed within its job
+at the server, from the call until the arrays are back; fedscan from the question of an echo until its answer is on the
+coordinator's disk: sealed messages, in parts of the size and as many at once as ``engines.nvflare.MANNER`` says, hashed
+and written to the disk at both ends.
 """
 
 import argparse
@@ -18,15 +19,15 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fedscan.engines.doors import Door, Knock, Lost, Relayed
+from fedscan.engines.doors import Door, Knock, Lost
 
 try:  # in NVFlare's own environment
     from nvflare.collab import CollabRecipe, collab
@@ -78,26 +79,6 @@ def bare(folder: str) -> None:
     recipe.execute(PocEnv(num_clients=2)).get_result()
 
 
-def stand_in(folder: str) -> None:
-    """Stands in for `join`: says what it hears."""
-    door = Door(Path(folder), lambda header, body: body)
-    sys.stdin.read()
-    door.close()
-
-
-def world(folder: Path) -> dict[str, Any]:
-    """A consortium of a coordinator and two sites."""
-    from fedscan.consortium import coordinator, member
-
-    coordinator.found("bench", folder / "root")
-    homes = {}
-    for name, role in {"hub": "coordinator", **dict.fromkeys(SITES, "site")}.items():
-        homes[name] = member.begin(name, role, folder / name)
-        coordinator.admit(folder / "root", folder / name / "request.csr", role)
-        member.take_kit(homes[name], folder / "root" / "kits" / name)
-    return homes
-
-
 def eventually(call: Callable[[], bytes], seconds: float = 120.0) -> bytes:
     """What a caller gets that repeats what is lost."""
     until = time.monotonic() + seconds
@@ -110,38 +91,27 @@ def eventually(call: Callable[[], bytes], seconds: float = 120.0) -> bytes:
             time.sleep(0.05)
 
 
-class Relay:
-    """The relay, with everything that belongs to it."""
+class Between:
+    """fedscan over NVFlare, with all that belongs to it: sites of their own that echo, and what asks the first."""
 
-    def __init__(self, folder: Path, port: int, stack: ExitStack) -> None:
+    def __init__(self, folder: Path, sizes: Sequence[int], port: int, stack: ExitStack) -> None:
+        import echoes
+        from fedscan.consortium import member
+        from fedscan.consortium.carriers import to_sites
         from fedscan.engines import nvflare
 
-        homes = world(folder)
-        self.engines = {"hub": nvflare.coordinator(homes["hub"], folder / "engine-hub", port, "localhost")}
+        folder.mkdir()
+        echoes.found(folder, SITES)
+        at, numbers = f"localhost:{port}", [size // 4 for size in sizes]
+        hub = member.read(folder / echoes.HUB)
+        self.carrier = stack.enter_context(to_sites("nvflare", hub, folder / "engine", None, at))
         for name in SITES:
-            door = folder / f"door-{name}"
-            door.mkdir()
-            told = [sys.executable, __file__, "--stand-in", str(door)]
-            stack.callback(subprocess.Popen(told, stdin=subprocess.PIPE).kill)
-            self.engines[name] = nvflare.site(homes[name], folder / f"engine-{name}", f"localhost:{port}", "hub", door)
-        for engine in self.engines.values():
-            stack.enter_context(engine)
-        self.carrier = Relayed(folder / "engine-hub")
+            stack.callback(echoes.end, echoes.start(folder, name, numbers, "nvflare", at))
+        self.engines = {"hub": nvflare.Engine(folder / "engine")}
+        self.engines |= {name: nvflare.Engine(folder / name / "nvflare") for name in SITES}
         for name in SITES:
             eventually(lambda name=name: self.carrier.call(name, b"there?", 20.0))  # type: ignore[misc]
-
-    def move(self, length: int, part: int, flight: int, pool: ThreadPoolExecutor) -> float:
-        """The seconds of that many bytes there and back in parts, of which ``flight`` are on their way at once."""
-        data = os.urandom(min(length, part))
-        window = threading.Semaphore(flight)
-
-        def one(_: int) -> None:
-            with window:
-                assert len(eventually(lambda: self.carrier.call(SITES[0], data, 60.0))) == len(data)
-
-        begun = time.perf_counter()
-        list(pool.map(one, range(max(1, length // part))))
-        return time.perf_counter() - begun
+        self.askers = {n * 4: echoes.Asker(folder, SITES[0], n, self.carrier) for n in numbers}
 
     def back_after(self, whom: str) -> tuple[float, float]:
         """The seconds from the kill of a process of NVFlare until the site is connected, and until it answers."""
@@ -202,36 +172,27 @@ def started(folder: Path) -> tuple[Knock, "subprocess.Popen[bytes]"]:
     raise SystemExit("bare NVFlare did not start")
 
 
-def measured(relay: Relay, knock: Knock, asked: argparse.Namespace) -> dict[str, Any]:
-    """All figures: seconds, and ratios of each turn of the relay to the turn of bare NVFlare before it."""
+def measured(between: Between, knock: Knock, asked: argparse.Namespace) -> dict[str, Any]:
+    """All figures: seconds, and ratios of each turn of fedscan to the turn of bare NVFlare before it."""
 
     def bare_seconds(length: int) -> float:
         return float(json.loads(knock.call({"length": length}, b"", 600.0)))
 
     figures: dict[str, Any] = {}
-    with ThreadPoolExecutor(8) as pool:
-
-        def compare(name: str, length: int, turns: int, ways: dict[str, tuple[int, int]]) -> None:
-            own: list[float] = []
-            seconds: dict[str, list[float]] = {way: [] for way in ways}
-            ratios: dict[str, list[float]] = {way: [] for way in ways}
-            bare_seconds(length)  # warms up
-            for _ in range(turns):
-                for way, (part, flight) in ways.items():
-                    mine, theirs = bare_seconds(length), relay.move(length, part, flight, pool)
-                    own.append(mine)
-                    seconds[way].append(theirs)
-                    ratios[way].append(theirs / mine)
-            figures[name] = {"bare seconds": spread(own)}
-            figures[name] |= {w: {"seconds": spread(seconds[w]), "ratio": spread(ratios[w])} for w in ways}
-            print(name, json.dumps(figures[name], indent=1), file=sys.stderr, flush=True)
-
-        compare("1 MB", MB, asked.turns * 5, {"relay": (MB, 1)})
-        ways = {f"{part} MiB, {flight} at once": (part * MB, flight) for part in asked.parts for flight in asked.flight}
-        compare(f"{asked.large} MB", asked.large * MB, asked.turns, ways)
-    figures["most memory (MB)"] = relay.most_memory()
+    for name, length, turns in (("1 MB", MB, asked.turns * 5), (f"{asked.large} MB", asked.large * MB, asked.turns)):
+        asker = between.askers[length]
+        bare_seconds(length)  # warms up
+        asker.seconds()
+        mine, theirs = [], []
+        for _ in range(turns):
+            theirs.append(bare_seconds(length))
+            mine.append(asker.seconds())
+            print(f"{name}: bare {theirs[-1]:.2f} s, fedscan {mine[-1]:.2f} s", file=sys.stderr, flush=True)
+        ratios = [a / b for a, b in zip(mine, theirs, strict=True)]
+        figures[name] = {"bare seconds": spread(theirs), "fedscan seconds": spread(mine), "ratio": spread(ratios)}
+    figures["most memory (MB)"] = between.most_memory()
     for whom in ("hub", SITES[0]):
-        back = [relay.back_after(whom) for _ in range(3)]
+        back = [between.back_after(whom) for _ in range(3)]
         figures[f"kill -9 of {whom}"] = {
             "seconds until NVFlare has connected": spread([connected for connected, _ in back]),
             "seconds from then until an answer": spread([answered - connected for connected, answered in back]),
@@ -244,17 +205,22 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--large", type=int, default=512)
     parser.add_argument("--turns", type=int, default=3)
-    parser.add_argument("--parts", type=int, nargs="+", default=[4, 8])
-    parser.add_argument("--flight", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--part", type=int, help="MiB of a part, in place of what the engine's own setting says")
+    parser.add_argument("--flight", type=int, help="parts under way at once, in place of the same")
     parser.add_argument("--port", type=int, default=18611)
     asked = parser.parse_args()
+    from fedscan.engines import nvflare
+
+    own = nvflare.MANNER
+    nvflare.MANNER = replace(own, part=asked.part * MB if asked.part else own.part, flight=asked.flight or own.flight)
     with tempfile.TemporaryDirectory(prefix="fedscan-nvflare-") as temporary, ExitStack() as stack:
         folder = Path(temporary)
         stack.callback(end_all, folder)
         knock, running = started(folder)
-        relay = Relay(folder, asked.port, stack)
+        between = Between(folder / "relay", [MB, asked.large * MB], asked.port, stack)
         try:
-            print(json.dumps(measured(relay, knock, asked), indent=1))
+            figures = {"MiB of a part": nvflare.MANNER.part / MB, "parts at once": nvflare.MANNER.flight}
+            print(json.dumps(figures | measured(between, knock, asked), indent=1))
         finally:
             with suppress(Lost):
                 knock.call({"length": 0}, b"", 10.0)
@@ -264,7 +230,5 @@ def main() -> None:
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--bare"]:
         bare(sys.argv[2])
-    elif sys.argv[1:2] == ["--stand-in"]:
-        stand_in(sys.argv[2])
     else:
         main()

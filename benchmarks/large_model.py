@@ -1,104 +1,86 @@
-"""A large model to three hospitals and back: what the coordinator's and each hospital's process take of memory.
+"""A large model to hospitals and back: what the coordinator and each hospital take of memory, their engine included.
 
-    python benchmarks/large_model.py --millions 300
+    python benchmarks/large_model.py --millions 300 --sites 3 --engine nvflare
 
-Each in a process of its own, over doors, with keys of its own; the hospitals echo what they are sent, and the
-coordinator merges the echoes. Memory is counted in models, above what the process took before its first message:
-``anonymous`` is what no file backs, ``resident`` counts pages of mapped files too, which the system may take back.
+Each in a process of its own, with keys of its own, over an engine (or, with ``--engine loopback``, over doors); the
+hospitals echo what they are sent, and the coordinator merges the echoes. Memory is counted in models, above what the
+member's processes took before its first message: ``anonymous`` is what no file backs, ``resident`` counts pages of
+mapped files too, which the system may take back. ``both`` is the member's own process and those of its engine at one
+moment; ``own`` and ``engine`` are the peaks of each.
 """
 
 import argparse
 import json
+import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
-from fedscan.averaging import mean
-from fedscan.consortium import coordinator, member
+from echoes import HUB, behind_door, desk_of, found, study_of, talk_of
+from fedscan.consortium import member
+from fedscan.consortium.carriers import to_sites
 from fedscan.consortium.sealing import KeySeal
-from fedscan.engines.desk import Desk
-from fedscan.engines.doors import Door, Doors
-from fedscan.engines.envelope import Talk
+from fedscan.engines import alone, kept
 from fedscan.engines.remote import Remote
 from fedscan.heap import return_freed
-from fedscan.method import Method, Sites, State, answer, just_weights
 from fedscan.run import run
-from fedscan.schema import schema_of
-from fedscan.site import Splits
-from fedscan.spec import Leaves
 from fedscan.study import Study
 
-TALK = Talk("a" * 64, "0" * 32, "coordinator")
-LEAF = 4_000_000  # numbers in a leaf
 KINDS = {"anonymous": "Anonymous", "resident": "Rss"}
 
 
-class Flat(nn.Module):
-    """Weights in leaves of one size."""
-
-    def __init__(self, millions: int) -> None:
-        super().__init__()
-        sizes = [LEAF] * (millions * 1_000_000 // LEAF)
-        self.body = nn.ParameterList(torch.empty(n).normal_() for n in sizes)
-
-
-class Task:
-    """A network, and nothing to do with it."""
-
-    def __init__(self, millions: int) -> None:
-        self.networks = {"model": lambda: Flat(millions)}
-
-    def scores(self, *_: Any) -> list[list[Any]]:
-        """None."""
-        return []
+def memory(process: int | str) -> dict[str, int]:
+    """Bytes of a process, by kind; none where it has ended."""
+    told: dict[str, int] = {}
+    with suppress(OSError):
+        lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()[1:]
+        told = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines}
+    return {kind: told.get(name, 0) for kind, name in KINDS.items()}
 
 
-def study_of(millions: int, names: tuple[str, ...], rounds: int, drift: float) -> Study:
-    """Asks every site for an echo, round by round; the next model is the mean of the echoes, moved by ``drift``."""
-
-    @answer("weights", *[lambda terms: {"weights": Leaves(schema_of(terms.model))}] * 2)
-    def echo(site: Any, message: Any) -> dict[str, Any]:
-        return {"weights": message["weights"]}
-
-    def round(sites: Sites, state: State) -> State:
-        replies = sites.ask(echo, {"weights": state["weights"]}, need=len(names))
-        merged = mean((replies[name]["weights"] for name in replies), [1 / len(replies)] * len(replies))
-        for leaf in merged.values() if drift else ():
-            leaf += drift
-        return {"weights": merged}
-
-    method = Method(just_weights, round, (echo,), use=lambda site, message: nn.Identity())
-    nobody: Any = []
-    task: Any = Task(millions)
-    return Study(task, method, names, lambda name: Splits(nobody, nobody, nobody), rounds=rounds, every=0)
+def processes(folder: Path) -> list[int]:
+    """The engine's process that holds the lock of its folder, and all that descend from it."""
+    parents: dict[int, int] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
+    known: set[int] = set()
+    with suppress(OSError, ValueError):
+        known = {alone.holder(folder / kept.LOCK)}
+    while more := {pid for pid, parent in parents.items() if parent in known} - known:
+        known |= more
+    return sorted(known)
 
 
-def memory() -> dict[str, float]:
-    """Bytes of this process, by kind."""
-    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()[1:]
-    told = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines}
-    return {kind: told[name] for kind, name in KINDS.items()}
+def seen(folder: Path) -> dict[str, dict[str, int]]:
+    """What this process takes, and its engine's."""
+    engine = [memory(pid) for pid in processes(folder)]
+    own = memory("self")
+    return {"own": own, "engine": {kind: sum(one[kind] for one in engine) for kind in KINDS}}
 
 
 @contextmanager
-def measured(millions: int, into: dict[str, Any]) -> Iterator[None]:
-    """Puts the largest memory in models above what there is now into ``into``; looks every 20 ms."""
-    before, most, done = memory(), dict.fromkeys(KINDS, 0.0), threading.Event()
+def measured(millions: int, folder: Path, into: dict[str, Any]) -> Iterator[None]:
+    """Puts the largest memory in models above what there is now into ``into``; looks every 50 ms."""
+    before, done = seen(folder), threading.Event()
+    most = {whose: dict.fromkeys(KINDS, 0) for whose in ("own", "engine", "both")}
 
     def look() -> None:
-        while not done.wait(0.02):
-            now = memory()
-            most.update({kind: max(most[kind], now[kind] - before[kind]) for kind in KINDS})
+        while not done.wait(0.05):
+            now = seen(folder)
+            for kind in KINDS:
+                more = {whose: now[whose][kind] - before[whose][kind] for whose in before}
+                more["both"] = sum(more.values())
+                for whose, bytes_ in more.items():
+                    most[whose][kind] = max(most[whose][kind], bytes_)
 
     watcher = threading.Thread(target=look)
     watcher.start()
@@ -107,86 +89,118 @@ def measured(millions: int, into: dict[str, Any]) -> Iterator[None]:
     finally:
         done.set()
         watcher.join()
-        into.update({kind: round(most[kind] / (4e6 * millions), 2) for kind in KINDS})
+        for whose, kinds in most.items():
+            into[whose] = {kind: round(most / (4e6 * millions), 2) for kind, most in kinds.items()}
+        into["engine before, MB"] = before["engine"]["anonymous"] >> 20
 
 
-def home(place: Path, name: str) -> Any:
-    """A member's folder."""
-    return member.read(place / name)
+def until(true: Callable[[], object]) -> None:
+    """Waits."""
+    while not true():
+        time.sleep(0.2)
 
 
-def be_site(place: Path, name: str, study: Study, millions: int) -> None:
+def be_site(place: Path, name: str, study: Study, args: argparse.Namespace) -> None:
     """A hospital, until its standard input is closed."""
-    study.terms  # noqa: B018
-    study = replace(study)
-    desk = Desk(study, name, place / name / "runs", TALK, KeySeal(home(place, name), "coordinator"), durable=False)
-    _ = desk.study.terms
-    found: dict[str, Any] = {"who": name}
-    with measured(millions, found):
-        door = Door(place / name, lambda header, body: desk.handle(body))
-        print("open", flush=True)
-        sys.stdin.read()
-        door.close()
-    print(json.dumps(found), flush=True)
+    desk = desk_of(place, name, study, args.millions * 1_000_000)
+    told: dict[str, Any] = {"who": name}
+    folder = place / name / args.engine
+    with behind_door(place, name, {desk.talk.study: desk}, args.engine, args.at):
+        until(lambda: args.engine == "loopback" or (folder / kept.HEARD).exists())
+        with measured(args.millions, folder, told):
+            print("open", flush=True)
+            sys.stdin.read()
+    print(json.dumps(told), flush=True)
 
 
-def be_coordinator(place: Path, study: Study, millions: int) -> None:
+def be_coordinator(place: Path, study: Study, args: argparse.Namespace) -> None:
     """The coordinator, from the drawing of the first model to the last merge."""
-    seal, carrier = KeySeal(home(place, "coordinator"), "site"), Doors({name: place / name for name in study.names})
-    found: dict[str, Any] = {"who": "coordinator"}
+    home = member.read(place / HUB)
+    seal, talk = KeySeal(home, "site"), talk_of(args.millions * 1_000_000)
+    told: dict[str, Any] = {"who": HUB}
     return_freed()
     _ = study.terms
-    with measured(millions, found):
-        begun = time.perf_counter()
-        run(
-            study,
-            place / "run",
-            engine=lambda study, folder: Remote(study, folder, carrier, TALK, seal, 1, durable=False),
-        )
-        found["seconds"] = round(time.perf_counter() - begun, 1)
-    print(json.dumps(found), flush=True)
+    with to_sites(args.engine, home, place / "engine", place, args.at) as carrier:
+        print("open", flush=True)
+        sys.stdin.readline()
+
+        def remote(study: Study, folder: Path) -> Remote:
+            tell = lambda site, sentence: print(f"{site} {sentence}", file=sys.stderr, flush=True)  # noqa: E731
+            return Remote(study, folder, carrier, talk, seal, 1, durable=False, tell=tell)
+
+        with measured(args.millions, place / "engine", told):
+            begun = time.perf_counter()
+            run(study, place / "run", engine=remote)
+            told["seconds"] = round(time.perf_counter() - begun, 1)
+    print(json.dumps(told), flush=True)
 
 
-def prepare(place: Path, names: tuple[str, ...]) -> None:
-    """A consortium in a folder."""
-    coordinator.found("large", place / "c")
-    roles = {"coordinator": "coordinator", **dict.fromkeys(names, "site")}
-    begun = {name: member.begin(name, role, place / name) for name, role in roles.items()}
-    for _ in range(2):  # the second time with a roster that names all of them
-        kits = {n: coordinator.admit(place / "c", h.folder / "request.csr", h.role).kit for n, h in begun.items()}
-    for name, one in begun.items():
-        member.take_kit(one, kits[name])
+def moved(place: Path) -> tuple[int, int]:
+    """Bytes that lie at the hospitals of what comes to them in parts, and at the coordinator of what comes back."""
+    sizes = []
+    for pattern in ("*/runs/*/*/incoming/*", "run/answers/*"):
+        sizes.append(0)
+        for path in place.glob(pattern):
+            with suppress(OSError):
+                sizes[-1] += path.stat().st_size
+    return sizes[0], sizes[1]
+
+
+def watch(place: Path, total: int, done: threading.Event) -> None:
+    """Says every 10 seconds how far it is."""
+    begun = time.monotonic()
+    while not done.wait(10.0):
+        down, up = moved(place)
+        shares = f"{100 * down / total:.0f} % has come to the hospitals, {100 * up / total:.0f} % is back"
+        print(f"{time.monotonic() - begun:.0f} s: {shares}", file=sys.stderr, flush=True)
+
+
+def carried_out(place: Path, names: tuple[str, ...], words: list[str], total: int) -> None:
+    """Starts all members, and prints what they have measured."""
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    running = {name: subprocess.Popen([*words, name], **pipes) for name in (HUB, *names)}
+    over = threading.Event()
+    try:
+        for process in running.values():
+            assert process.stdout is not None
+            process.stdout.readline()
+        threading.Thread(target=watch, args=(place, total, over), daemon=True).start()
+        for process in running.values():  # the coordinator first: the hospitals' engines end once it is done
+            print(process.communicate("go\n" if process is running[HUB] else "")[0], end="", flush=True)
+    finally:
+        over.set()
+        for process in running.values():
+            process.kill()
+
+
+def free_port() -> int:
+    """A port that nobody uses."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        return int(listening.getsockname()[1])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--millions", type=int, default=64)
+    parser.add_argument("--millions", type=int, default=64, help="of numbers of four bytes in the model")
     parser.add_argument("--sites", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--drift", type=float, default=0.0, help="what is added each round; 0: known by hash")
+    parser.add_argument("--engine", choices=["loopback", "nvflare", "flower"], default="nvflare")
+    parser.add_argument("--at", default="", help=argparse.SUPPRESS)
     parser.add_argument("--place", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--be", help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(1)
     names = tuple(f"site{i}" for i in range(args.sites))
     if args.be:
-        study = study_of(args.millions, names, args.rounds, args.drift)
-        if args.be == "coordinator":
-            be_coordinator(args.place, study, args.millions)
-        else:
-            be_site(args.place, args.be, study, args.millions)
+        study = study_of(args.millions * 1_000_000, names, args.rounds, args.drift)
+        be_coordinator(args.place, study, args) if args.be == HUB else be_site(args.place, args.be, study, args)
         return
-    with tempfile.TemporaryDirectory() as folder:
-        prepare(Path(folder), names)
-        words = [sys.executable, __file__, *sys.argv[1:], "--place", folder, "--be"]
-        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        sites = [subprocess.Popen([*words, name], **pipes) for name in names]
-        for site in sites:
-            site.stdout.readline()
-        done = subprocess.run([*words, "coordinator"], capture_output=True, text=True)
-        print(done.stdout or done.stderr, end="")
-        for site in sites:
-            print(site.communicate()[0], end="")
+    with tempfile.TemporaryDirectory(prefix="fedscan-large-") as folder:
+        place = Path(folder)
+        found(place, names)
+        words = [sys.executable, __file__, *sys.argv[1:], "--at", f"localhost:{free_port()}", "--place", folder, "--be"]
+        carried_out(place, names, words, args.sites * args.millions * 4_000_000)
 
 
 if __name__ == "__main__":
