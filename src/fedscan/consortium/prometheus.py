@@ -116,7 +116,7 @@ def served(where: str, collector: Exposed) -> ThreadingTCPServer:
     except OSError as e:
         why = (e.strerror or str(e)).lower()
         raise Problem(f"--metrics {where}: port {port} of {host} cannot be had ({why}): choose another.") from e
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.1,), daemon=True).start()
     return server
 
 

@@ -18,7 +18,8 @@ class KeySeal:
 
     def __init__(self, home: Home, theirs: Role) -> None:
         self.home, self.name, self.theirs = home, home.name, theirs
-        home.identity()  # who is no member any more is told so now
+        home.identity()  # who is no member any more is told so now, and who has no key, or another's
+        signed.sign({"kind": "trial"}, home.key, home.certificate)
         self._roster: tuple[int, Roster] | None = None
 
     def sign(self, header: Mapping[str, Any]) -> bytes:
