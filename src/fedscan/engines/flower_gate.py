@@ -4,19 +4,22 @@ Flower asks sites for no certificate, and its one port also takes orders to run 
 on loopback only, and what leaves the machine goes from gate to gate over TLS 1.3 between certificates of the
 consortium. The coordinator's gate lets through what a node of Flower has to ask, and no order; a site's gate lets in no
 bundle that holds code. Where a node asks for messages and there is none, the gate keeps it waiting until there is one:
-the node would sleep for three seconds otherwise. Standard library only.
+the node would sleep for three seconds otherwise. And a connection that is lost between two gates is their own business:
+what was asked is asked again, and done once. Standard library only.
 """
 
 import hashlib
-import io
+import secrets
 import socket
 import ssl
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from fedscan.engines.flower_wire import BEAT, SMALL, Body, Closed, Dial, Head, Waiting, Way, Wire, nothing
 
 FLEET = "/v1/fleet/"
 PULL, PUSH, BUNDLE = FLEET + "pull-messages", FLEET + "push-messages", FLEET + "get-fab"
@@ -26,87 +29,45 @@ NODE = {PULL, PUSH, BUNDLE, REGISTER, ACTIVATE, FLEET + "confirm-message-receive
 HOLD = 20.0  # seconds that a node's question for messages is kept waiting; it gives up after 30
 ABSENT = 75.0  # seconds after which a node is gone that has asked for nothing: its heart beats every 30
 SILENCE = 90.0  # seconds without a byte after which a connection is closed
-FRESH = 2.0  # seconds for which an idle connection is used again: Flower closes it after 5
-FORBIDDEN = b"HTTP/1.1 403 Forbidden"
-UNKNOWN = b"HTTP/1.1 401 Unauthorized"  # at this, a node ends itself, and is started again
-PIECE, MOST_HEAD, MOST_BUNDLE = 256 << 10, 32 << 10, 1 << 20
-CHUNK = 16 << 20  # bytes that Flower puts into one request at most
-MOST_BODY = 2 * CHUNK
+DIAL = 5.0  # seconds that it may take to reach the coordinator's gate
+AGAIN = 1.0  # seconds until it is tried again, at most
+SLOWEST = 32 << 10  # bytes a second of the slowest line
+NONE = b"content-length: 0\r\nconnection: close\r\n\r\n"
+FORBIDDEN = b"HTTP/1.1 403 Forbidden\r\n" + NONE
+UNKNOWN = b"HTTP/1.1 401 Unauthorized\r\n" + NONE  # at this, a node ends itself, and is started again
+MARK = "fedscan-request"  # the line of a head by which a request is known that comes again
+KEPT = 32  # short answers of a site that are kept, for requests that come again
+MOST_BUNDLE = 1 << 20
+MOST_LONG = 16  # requests of a site at once that are longer than what is kept in memory
 MOST_CALLERS = 1000  # connections at once
-Dial = Callable[[], socket.socket]
 
 
-class Closed(Exception):
-    """The other side of a connection has gone, or what it sends is no HTTP."""
+class Once:
+    """A request that may come over several connections, and what was said to it: it is done once."""
 
-
-class Head:
-    """The first lines of a request or an answer of HTTP/1.1, and how many bytes follow."""
-
-    def __init__(self, text: bytes) -> None:
-        self.text = text
-        first, *lines = text.decode("latin-1").split("\r\n")[:-2]
-        self.first = first.split(" ")
-        self.fields = {name.strip().lower(): value.strip() for name, _, value in (li.partition(":") for li in lines)}
-        length = self.fields.get("content-length", "0")
-        if "transfer-encoding" in self.fields or not length.isdecimal() or len(self.first) < 2:
-            raise Closed
-        self.length = int(length)
-        if self.length > MOST_BODY:
-            raise Closed
-
-
-class Wire:
-    """One end of a connection: heads and bodies in, bytes out."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        sock.settimeout(SILENCE)
-        if sock.family in (socket.AF_INET, socket.AF_INET6):
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.sock, self._read = sock, io.BufferedReader(socket.SocketIO(sock, "r"), PIECE)
-
-    def head(self) -> Head:
-        """The next head. Raises Closed."""
-        text = b""
-        while not text.endswith(b"\r\n\r\n"):
-            line = self._read.readline(MOST_HEAD)
-            text += line
-            if not line.endswith(b"\r\n") or len(text) > MOST_HEAD:
-                raise Closed
-        return Head(text)
-
-    def body(self, length: int) -> bytes:
-        """That many bytes."""
-        data = self._read.read(length)
-        if data is None or len(data) < length:
-            raise Closed
-        return data
-
-    def pump(self, length: int, to: "Wire") -> None:
-        """Passes that many bytes on."""
-        while length:
-            piece = self._read.read1(min(length, PIECE))
-            if not piece:
-                raise Closed
-            to.sock.sendall(piece)
-            length -= len(piece)
+    def __init__(self) -> None:
+        self.doing, self.said = threading.Lock(), b""
 
 
 class Gate:
-    """Passes requests on, one after the other for each connection, to where ``dial`` leads.
+    """The coordinator's: passes requests on, one after the other for each connection, to where ``dial`` leads.
 
     ``who`` says whose connection it is; ``held`` is called with that and each request's head before the request goes
-    on, and may refuse it by False or keep it waiting; ``let_in`` with the bundle that came, and may refuse it by False.
+    on, and may refuse it by False or keep it waiting. A request that a site's gate sends again, since it lost the
+    connection, is not done again: it is told what was said.
     """
+
+    silence = SILENCE  # seconds after which a connection onwards is given up
 
     def __init__(
         self, address: tuple[str, int], dial: Dial, *, context: ssl.SSLContext | None = None,
         who: Callable[[socket.socket], str | None] = lambda sock: "",
         held: Callable[[str, Head], bool] = lambda name, head: True,
-        let_in: Callable[[bytes], bool] = lambda bundle: True,
     ) -> None:  # fmt: skip
-        self.dial, self.context, self.who, self.held, self.let_in = dial, context, who, held, let_in
+        self.dial, self.context, self.who, self.held = dial, context, who, held
         self._closed, self._room = threading.Event(), threading.BoundedSemaphore(MOST_CALLERS)
+        self._asked: dict[str, OrderedDict[str, Once]] = {}  # by who asks, what came last
+        self._long, self._lock = Counter[str](), threading.Lock()
         self.used = 0.0  # when something last came back from outside
         self._listening = socket.create_server(address, backlog=64)
         self.port: int = self._listening.getsockname()[1]
@@ -126,8 +87,7 @@ class Gate:
 
     def _serve(self, sock: socket.socket) -> None:
         """One connection, from its handshake to its end."""
-        outer: socket.socket | None = None
-        used = 0.0
+        way = Way(self.dial, self.silence)
         try:
             sock.settimeout(10.0)
             if self.context:
@@ -135,43 +95,69 @@ class Gate:
             name = self.who(sock)
             if name is None:
                 return
-            inside = Wire(sock)
+            inside = Wire(sock, SILENCE)
             while True:
                 asked = inside.head()
-                refused = FORBIDDEN if asked.first[1] not in NODE else b"" if self.held(name, asked) else UNKNOWN
-                if refused:
-                    sock.sendall(refused + b"\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+                if asked.first[1] not in NODE:
+                    sock.sendall(FORBIDDEN)
                     return
-                if outer is None or time.monotonic() > used + FRESH:
-                    if outer is not None:
-                        outer.close()
-                    outer = self.dial()
-                    outside = Wire(outer)
-                self._exchange(asked, inside, outside)
-                self.used = used = time.monotonic()
+                with self._space(name, asked.length), inside.body(asked.length) as body:
+                    if not self._answer(name, asked, body, inside, way):
+                        return
+                way.used = self.used = time.monotonic()
         except (Closed, OSError, ValueError):
             pass  # whoever was here asks again
         finally:
             sock.close()
-            if outer is not None:
-                outer.close()
+            way.close()
             self._room.release()
 
-    def _exchange(self, asked: Head, inside: Wire, outside: Wire) -> None:
-        """One request and its answer."""
-        outside.sock.sendall(asked.text)
-        inside.pump(asked.length, outside)
-        told = outside.head()
-        if asked.first[1] != BUNDLE:
-            inside.sock.sendall(told.text)
-            outside.pump(told.length, inside)
-            return
-        if told.length > MOST_BUNDLE:
-            raise Closed
-        bundle = outside.body(told.length)
-        if told.first[1] == "200" and not self.let_in(bundle):
-            raise Closed
-        inside.sock.sendall(told.text + bundle)
+    @contextmanager
+    def _space(self, name: str, length: int) -> Iterator[None]:
+        """Room for one more request. Raises Closed for one that is long, where many of the same site are here."""
+        long = int(length > SMALL)
+        with self._lock:
+            if self._long[name] + long > MOST_LONG:
+                raise Closed
+            self._long[name] += long
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._long[name] -= long
+
+    def _answer(self, name: str, asked: Head, body: Body, inside: Wire, way: Way) -> bool:
+        """Answers one request; whether another one may follow."""
+        once = self._once(name, asked)
+        with Waiting(inside):
+            known = bool(once.said) or self.held(name, asked)
+            text, said = self._done(once, asked, body, way) if known else (UNKNOWN, nothing())
+        with said:
+            inside.send(text, said)
+        return known
+
+    def _once(self, name: str, asked: Head) -> Once:
+        """What is known of a request: nothing, unless it came before."""
+        mark = asked.fields.get(MARK)
+        if mark is None:
+            return Once()
+        with self._lock:
+            last = self._asked.setdefault(name, OrderedDict())
+            last[mark] = last.pop(mark) if mark in last else Once()
+            while len(last) > KEPT:
+                last.popitem(last=False)
+            return last[mark]
+
+    def _done(self, once: Once, asked: Head, body: Body, way: Way) -> tuple[bytes, Body]:
+        """What is said to a request, by now or before; what is long was asked for, and can be asked for again."""
+        with once.doing:
+            if once.said:
+                return once.said, nothing()
+            told, said = way.exchanged(asked.text, body)
+            if told.length <= SMALL:
+                once.said = told.text + said.read()
+                said.seek(0)
+            return told.text, said
 
     def close(self) -> None:
         """Takes no connection any more."""
@@ -179,6 +165,44 @@ class Gate:
         with suppress(OSError):
             self._listening.shutdown(socket.SHUT_RDWR)  # closing alone lets one more in
         self._listening.close()
+
+
+class SiteGate(Gate):
+    """A site's: passes on what its node asks until there is an answer, over as many connections as that takes.
+
+    So a network that is cut for a while costs the node nothing but time. ``let_in`` is shown a bundle that came, and
+    may refuse it by False.
+    """
+
+    silence = 4 * BEAT + 8.0  # the coordinator's gate says at every beat that an answer is still to come
+
+    def __init__(self, address: tuple[str, int], dial: Dial, let_in: Callable[[bytes], bool]) -> None:
+        self.let_in = let_in
+        super().__init__(address, dial)
+
+    def _answer(self, name: str, asked: Head, body: Body, inside: Wire, way: Way) -> bool:
+        """Asks the coordinator's gate again and again, by a mark that tells it that it is the same request."""
+        text = asked.text[:-2] + f"{MARK}: {secrets.token_hex(16)}\r\n\r\n".encode()
+        pause = 0.1
+        with Waiting(inside) as waiting:
+            while True:
+                try:
+                    told, said = way.exchanged(text, body, asked.length / SLOWEST)
+                    break
+                except (Closed, OSError) as e:
+                    way.close()
+                    pause = min(2 * pause, AGAIN)
+                    if waiting.gone or self._closed.wait(pause):
+                        raise Closed from e
+                    body.seek(0)
+        with said:
+            if asked.first[1] == BUNDLE:
+                bundle = said.read(MOST_BUNDLE + 1)
+                if len(bundle) > MOST_BUNDLE or (told.first[1] == "200" and not self.let_in(bundle)):
+                    raise Closed
+                said.seek(0)
+            inside.send(told.text, said)
+        return True
 
 
 class Front:
@@ -210,11 +234,14 @@ class Front:
         with self._known:
             if path == ACTIVATE:
                 self.nodes[site], self._waiting[site] = key, 0
+                self._seen[site] = time.monotonic()
                 self._tell(site)
             if path == REGISTER:
                 return True
             if self.nodes.get(site) != key or site not in self.members.values():
                 return False
+            if time.monotonic() > self._seen.get(site, 0.0) + ABSENT:
+                self._tell(site)  # it is back
             self._seen[site] = time.monotonic()
             if path == PUSH:
                 self._saying.add(site)
@@ -275,7 +302,7 @@ def certified(home: Path, server: bool = False) -> ssl.SSLContext:
 def to_coordinator(address: tuple[str, int], name: str, context: ssl.SSLContext) -> Dial:
     """Dials the coordinator's gate, and holds it to its name in the consortium wherever it stands."""
 
-    return lambda: context.wrap_socket(connected(address), server_hostname=name)
+    return lambda: context.wrap_socket(socket.create_connection(address, DIAL), server_hostname=name)
 
 
 def connected(address: tuple[str, int]) -> socket.socket:

@@ -25,7 +25,8 @@ from typing import Any
 
 from fedscan.engines.doors import FILE, Door, Lost
 from fedscan.engines.flower import DOOR, GATE, KEEPER, MEMBER
-from fedscan.engines.flower_gate import CHUNK, Front, Gate, certified, connected, to_coordinator
+from fedscan.engines.flower_gate import Front, Gate, SiteGate, certified, connected, to_coordinator
+from fedscan.engines.flower_wire import CHUNK
 from fedscan.engines.kept import HEARD, ORPHANED, free_port, lock_for_life, owned, write
 
 MOST_LOG = 4 << 20
@@ -204,7 +205,7 @@ class AtSite:
 
     def __init__(self, folder: Path, told: Mapping[str, Any]) -> None:
         dial = to_coordinator((told["dial"][0], told["dial"][1]), told["identity"], certified(Path(told["home"])))
-        self.gate = Gate(("127.0.0.1", 0), dial, let_in=without_code)
+        self.gate = SiteGate(("127.0.0.1", 0), dial, without_code)
         self.heard, self._told = folder / HEARD, 0.0
         pipe = folder / "pipe"
         with suppress(FileExistsError):

@@ -1,0 +1,132 @@
+"""From gate to gate over a network that breaks: each request is answered, and done once. Without Flower."""
+
+import http.client
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import ClassVar
+
+import pytest
+
+from faultproxy import Proxy
+from fedscan.engines import flower_gate
+from fedscan.engines.flower_gate import FLEET, Gate, SiteGate, connected
+
+
+class Link(BaseHTTPRequestHandler):
+    """Stands in for a SuperLink: counts what it is asked, and says it backwards."""
+
+    protocol_version = "HTTP/1.1"
+    done: ClassVar[list[bytes]] = []
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["content-length"]))
+        self.done.append(body)
+        self.send_response(200)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body[::-1])
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@dataclass
+class Way:
+    """From a node to a SuperLink."""
+
+    inner: SiteGate
+    network: Proxy
+
+    def ask(self, body: bytes, act: str = "push-object", seconds: float = 30.0) -> bytes:
+        node = http.client.HTTPConnection("127.0.0.1", self.inner.port, timeout=seconds)
+        node.request("POST", FLEET + act, body)
+        answer = node.getresponse().read()
+        node.close()
+        return answer
+
+
+@pytest.fixture
+def way(monkeypatch: pytest.MonkeyPatch) -> Iterator[Way]:
+    monkeypatch.setattr(SiteGate, "silence", 1.0)
+    Link.done.clear()
+    link = ThreadingHTTPServer(("127.0.0.1", 0), Link)
+    threading.Thread(target=link.serve_forever, daemon=True).start()
+    outer = Gate(("127.0.0.1", 0), lambda: connected(("127.0.0.1", link.server_port)))
+    network = Proxy(outer.port, seed=3)
+    dial = lambda: socket.create_connection(("127.0.0.1", network.port), 5.0)  # noqa: E731
+    inner = SiteGate(("127.0.0.1", 0), dial, lambda bundle: True)
+    yield Way(inner, network)
+    inner.close()
+    network.close()
+    outer.close()
+    link.shutdown()
+
+
+def test_what_is_asked_over_connections_that_are_reset_is_answered_and_done_once(way: Way) -> None:
+    way.network.latency = 0.03
+    way.network.flaky(0.15)
+    asked = [f"request {n}".encode() * 100 for n in range(40)]
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(way.ask, asked)) == [body[::-1] for body in asked]
+    assert way.network.resets > 5
+    assert sorted(Link.done) == sorted(asked)
+
+
+def test_what_is_long_arrives_whole(way: Way) -> None:
+    way.network.rate = 4 << 20
+    way.network.flaky(0.5)
+    body = bytes(range(256)) * 4096
+    assert way.ask(body) == body[::-1]
+    assert set(Link.done) == {body}
+
+
+@pytest.mark.parametrize("how", ["cut", "deaf", "stranded"])
+def test_a_request_waits_until_the_network_is_back(way: Way, how: str) -> None:
+    way.ask(b"before")
+    match how:
+        case "cut":
+            way.network.cut()
+        case "deaf":
+            way.network.deaf = True
+        case _:
+            way.network.strand()
+    threading.Timer(2.0, way.network.mend).start()
+    begun = time.monotonic()
+    assert way.ask(b"word") == b"drow"
+    assert time.monotonic() - begun < 6.0
+    assert Link.done == [b"before", b"word"]
+
+
+def test_a_node_that_waits_is_told_so(way: Way, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It gives up after so many seconds in which it hears nothing; the network is away for longer."""
+    monkeypatch.setattr("fedscan.engines.flower_wire.BEAT", 0.2)
+    way.network.cut()
+    threading.Timer(2.0, way.network.mend).start()
+    assert way.ask(b"word", seconds=1.0) == b"drow"
+
+
+def test_who_has_gone_is_not_answered_for_ever(way: Way, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedscan.engines.flower_wire.BEAT", 0.1)
+    way.network.cut()
+    node = http.client.HTTPConnection("127.0.0.1", way.inner.port, timeout=0.05)
+    node.request("POST", FLEET + "push-object", b"word")
+    with pytest.raises(TimeoutError):
+        node.getresponse()
+    node.close()
+    time.sleep(1.5)
+    way.network.mend()
+    time.sleep(1.5)
+    assert Link.done == []
+
+
+def test_a_site_has_room_for_so_many_long_requests(way: Way, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flower_gate, "MOST_LONG", 0)
+    assert way.ask(b"short") == b"trohs"
+    with pytest.raises((http.client.HTTPException, ConnectionError)):
+        way.ask(bytes(1 << 20))
+    assert Link.done == [b"short"]
