@@ -6,6 +6,7 @@ For the environment of NVFlare only: ``engines.nvflare`` starts ``python -m feds
 import base64
 import json
 import os
+import socket
 import sys
 import threading
 import time
@@ -19,8 +20,13 @@ from nvflare.apis.fl_component import FLComponent
 from nvflare.fuel.f3.cellnet.defs import MessageHeaderKey, ReturnCode
 from nvflare.fuel.f3.cellnet.fqcn import FQCN
 from nvflare.fuel.f3.cellnet.utils import make_reply
+from nvflare.fuel.f3.drivers.driver_params import DriverParams
+from nvflare.fuel.f3.drivers.net_utils import get_ssl_context
+from nvflare.fuel.f3.drivers.socket_conn import SocketConnection
+from nvflare.fuel.f3.drivers.tcp_driver import TcpDriver
 from nvflare.fuel.f3.message import Message
 from nvflare.fuel.f3.mpm import MainProcessMonitor
+from nvflare.fuel.f3.sfm import conn_manager
 from nvflare.private.fed.utils import identity_utils
 
 from fedscan.engines.doors import Door, Lost, hand_in, relay
@@ -29,7 +35,9 @@ from fedscan.engines.nvflare import MEMBER
 
 CHANNEL, TOPIC, PING, SECONDS, LOST = "fedscan", "request", "ping", "fedscan_seconds", "fedscan_lost"
 AGAIN = 0.1  # seconds until a site that is away is looked for again
-SILENCE = 40.0  # seconds without an answer after which a connection that seems up is given up
+SILENCE = 30.0  # seconds without a byte after which a connection that seems up is given up
+DIAL = 5.0  # seconds that it may take to reach the coordinator
+RETRIES = (0.5, 2.0)  # seconds until a site tries that again: at first, and at most
 
 
 class AtCoordinator(FLComponent):  # type: ignore[misc]
@@ -55,10 +63,14 @@ class AtCoordinator(FLComponent):  # type: ignore[misc]
         """
         if not site:
             return json.dumps(sorted(name for name in self.cell.core_cell.agents if "." not in name)).encode()
-        until, why = time.monotonic() + seconds, "it is not connected"
+        until, why, patience = time.monotonic() + seconds, "it is not connected", 0.5
         while (left := until - time.monotonic()) > 0:
-            met = self.cell.core_cell.agents.get(site)
-            if met is not None and self.listening(site, met):
+            met = connection(self.cell, site)
+            if met is None:
+                patience = 0.5
+            elif not self.listening(site, met, patience):
+                patience = min(2 * patience, 8.0)  # for a line that takes so long
+            else:
                 reply = self.cell.send_request(
                     channel=CHANNEL, topic=TOPIC, target=site, request=Message({SECONDS: left}, request),
                     timeout=left, optional=True, abort_signal=Gone(self.cell, site, met, until),
@@ -72,9 +84,9 @@ class AtCoordinator(FLComponent):  # type: ignore[misc]
             time.sleep(AGAIN)
         raise Lost(f"{site} was not reached within {seconds:g} s: {why}")
 
-    def listening(self, site: str, met: Any) -> bool:
+    def listening(self, site: str, met: Any, seconds: float) -> bool:
         """Whether a site's courier is there. NVFlare connects before it is, and drops what it is sent till then."""
-        if self.ready.get(site) is not met and answers(self.cell, site, 0.5):
+        if self.ready.get(site) is not met and answers(self.cell, site, seconds):
             self.ready[site] = met
         return self.ready.get(site) is met
 
@@ -88,7 +100,7 @@ class Gone:
     @property
     def triggered(self) -> bool:
         """Whether to give up."""
-        return self.cell.core_cell.agents.get(self.site) is not self.met or time.monotonic() > self.until
+        return connection(self.cell, self.site) is not self.met or time.monotonic() > self.until
 
 
 class AtSite(FLComponent):  # type: ignore[misc]
@@ -119,19 +131,10 @@ class AtSite(FLComponent):  # type: ignore[misc]
         return make_reply(ReturnCode.OK, body=said)
 
     def mind(self) -> None:
-        """Notes when the server last answered; ends this process, to be started afresh, where it is silent for long.
-
-        A connection that died without a word is not noticed by NVFlare for a quarter of an hour.
-        """
-        heard = time.monotonic()
+        """Notes when the server last answered, and sees to it that something passes on the connection."""
         while True:
-            if FQCN.ROOT_SERVER not in self.cell.core_cell.agents:
-                heard = time.monotonic()  # NVFlare knows, and is connecting again
-            elif answers(self.cell, FQCN.ROOT_SERVER, 10.0):
-                heard = time.monotonic()
+            if answers(self.cell, FQCN.ROOT_SERVER, 5.0):
                 Path(HEARD).touch()  # NVFlare runs in the folder of its start-up files
-            elif time.monotonic() - heard > SILENCE:
-                os._exit(1)
             time.sleep(5.0)
 
 
@@ -149,6 +152,12 @@ def awake(_: Any) -> Any:
     return make_reply(ReturnCode.OK)
 
 
+def connection(cell: Any, where: str) -> Any:
+    """The connection with a site or with the server that is in use now; None where there is none."""
+    endpoint = cell.core_cell.communicator.conn_manager.sfm_endpoints.get(where)
+    return next(iter(endpoint.connections), None) if endpoint else None
+
+
 def answers(cell: Any, where: str, seconds: float) -> bool:
     """Whether the courier at the other end of a connection is there."""
     reply = cell.send_request(
@@ -162,6 +171,7 @@ def run(folder: Path) -> None:
     lock_for_life(folder)
     threading.Thread(target=end_with_owner, args=(folder,), daemon=True).start()
     sign_with_p256()
+    dial_soon()
     member = json.loads((folder / MEMBER).read_text())
     role = member["role"]
     settings = ["secure_train=true", "config_folder=config", f"org={member['consortium']}"]
@@ -204,6 +214,33 @@ def sign_with_p256() -> None:
         if not hasattr(identity_utils, name):
             raise RuntimeError("this NVFlare signs challenges in another way than 2.9: install nvflare>=2.9,<2.10")
         setattr(identity_utils, name, own)
+
+
+def dial_soon() -> None:
+    """Lets a site give up a connection that does not come about or has died without a word, and try again soon.
+
+    NVFlare waits for ever for the handshake of whoever has let it in and says nothing, does not notice for a quarter of
+    an hour that a connection is dead, and tries again up to ten seconds after a network is back.
+    """
+
+    def connect(driver: Any, connector: Any) -> None:
+        driver.connector = connector
+        there = (connector.params[DriverParams.HOST.value], int(connector.params[DriverParams.PORT.value]))
+        context = get_ssl_context(connector.params, ssl_server=False)
+        sock = socket.create_connection(there, DIAL)
+        if context:
+            sock = context.wrap_socket(sock)
+        sock.settimeout(SILENCE)
+        connection = SocketConnection(sock, connector, bool(context))
+        driver.add_connection(connection)
+        connection.read_loop()
+        connection.close()
+        driver.close_connection(connection)
+
+    TcpDriver.connect = connect
+    if not {"INIT_WAIT", "MAX_WAIT"} <= vars(conn_manager).keys():
+        raise RuntimeError("this NVFlare connects in another way than 2.9: install nvflare>=2.9,<2.10")
+    conn_manager.INIT_WAIT, conn_manager.MAX_WAIT = RETRIES
 
 
 if __name__ == "__main__":
