@@ -145,7 +145,8 @@ STUDY = {
     ("run", "device"): "what trains",
     ("run", "mode"): '"exact" promises the same bits every time, "fast" does not (on a GPU)',
     ("run", "silent"): "simulated silence: the rounds in which a hospital does not answer, as `Alder = [2, 3]`",
-    ("run", "seconds"): "simulated seconds a hospital takes to answer a question nobody waits for",
+    ("run", "seconds"): "simulated seconds a hospital takes to answer a question nobody waits for (`fedasync`): what "
+    "decides who is faster; one for each of its training cases, where nothing is said",
     ("run", "baselines"): 'methods that are run too, for the report to compare with: `["local-only", "centralised"]`',
     ("scores", "tolerance"): "mm per structure within which surfaces count as agreeing; a structure without one gets "
     "no surface Dice",
@@ -175,6 +176,15 @@ METHOD = {
     "tau": "added below the fraction: how far the server adapts its rate per entry",
     "order": "in which hospitals are visited: their own, drawn anew each round, or drawn so that no round begins where "
     "the model was last trained",
+    "wakes": "hospitals that wake in a round, one after another, each at most once; all, where nothing is said",
+    ("fedasync", "alpha"): "how much a model counts that is mixed in as soon as it was made",
+    "staleness": "how that falls with age: not at all, as (1 + age)^-a, or, beyond b, as 1 / (a (age - b) + 1); age "
+    "counts the models that were mixed in meanwhile",
+    ("fedasync", "a"): "the number in that rule; where nothing is said, 0.5 as a power and 10 in the hinge",
+    "b": "the age from which the hinge falls; 4, where nothing is said",
+    "rho": "strength of the pull towards the model that was received; 0 for none",
+    "oldest": "the age beyond which a model is not mixed in at all; no limit, where nothing is said",
+    "arrivals": "models that end a round; as many as hospitals, where nothing is said",
     "aggregation": "all factors of the weights; all, with the quality that the other hospitals find; the divergence "
     "alone (eq. 17); or cases alone (eq. 13)",
     "a": "how much of a hospital's quality is Dice; the rest is exp(-HD95 / h)",

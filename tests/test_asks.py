@@ -90,7 +90,10 @@ def test_the_rehearsal_counts_what_a_run_asks(name: str, tmp_path: Path) -> None
     rows = [row for row in rows if row.question != "evaluate"]
     counts = Counter((row.turn.round, row.turn.site, row.question) for row in rows)
     played = rehearse(file, "amsterdam", 64)  # as many as there are in the toy
-    assert played.times == {q: max(n for (_, _, of), n in counts.items() if of == q) for _, _, q in counts}
+    most = {q: max(n for (_, _, of), n in counts.items() if of == q) for _, _, q in counts}
+    assert played.times.keys() == most.keys()
+    for question, n in most.items():  # where who answers first is asked more, one that always does is asked most
+        assert n <= played.times[question] if question in played.open else n == played.times[question]
     steps = {row.question: row.numbers["steps"] for row in rows if "steps" in row.numbers and row.turn.site[0] == "a"}
     assert played.steps == steps
 

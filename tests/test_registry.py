@@ -156,7 +156,7 @@ def test_the_hash_of_a_package_covers_all_its_files(tmp_path: Path, monkeypatch:
 def test_every_name_that_was_promised() -> None:
     promised = """fedavg fedsgd fedprox fedbn fedavgm fedadam fedyogi fedadagrad comed scaffold cwt centralised
         local-only ensemble fedsegnet fedsegnet-no-transformer fedsegnet-no-adaptive traditional-fl federated-unet
-        fedavg-compressed transformer-fl"""
+        fedavg-compressed transformer-fl braintorrent fedasync"""
     assert set(methods()) == set(promised.split())
 
 

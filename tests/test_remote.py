@@ -22,7 +22,7 @@ from toy import same
 
 METHODS = (  # of different shapes
     "fedavg", "scaffold", "fedbn", "fedavg-compressed", "cwt", "fedsegnet", "local-only", "fedadam", "ensemble",
-    "traditional-fl",
+    "traditional-fl", "braintorrent",
 )  # fmt: skip
 
 
@@ -36,6 +36,13 @@ def record(folder: Path) -> list[tuple[Any, ...]]:
         scores = db.execute("SELECT * FROM scores ORDER BY 1, 2, 3, 4, 5, 6, 7, 8").fetchall()
     assert turns
     return [*turns, *scores]
+
+
+def order_in(folder: Path) -> list[Turn]:
+    """The started turns in the order in which their answers came."""
+    with closing(sqlite3.connect(folder / "journal.sqlite")) as db:
+        found = db.execute("SELECT turn FROM arrived ORDER BY round, position").fetchall()
+    return [Turn(*json.loads(turn)) for (turn,) in found]
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -68,13 +75,12 @@ class Slow(Straight):
         return super().call(site, request, seconds)
 
 
-@pytest.mark.parametrize("plan", ["async", "buffered"])
+@pytest.mark.parametrize("plan", ["async", "buffered", "fedasync"])
 def test_one_process_replays_the_order_in_which_answers_really_came(plan: str, tmp_path: Path) -> None:
     study = replace(PLANS[plan](), silent={})
     between = Between(study, tmp_path)
     there = between.run(Slow(between.desks))
-    with closing(sqlite3.connect(tmp_path / "run" / "journal.sqlite")) as db:
-        order = [Turn(*json.loads(v)) for (v,) in db.execute("SELECT turn FROM arrived ORDER BY round, position")]
+    order = order_in(tmp_path / "run")
     assert len({turn.site for turn in order}) > 1
     here = run(study, tmp_path / "local", engine=lambda s, f: Replay(s, f, order))
     assert same(there, here)

@@ -32,12 +32,13 @@ class Absent(Exception):
 class Terms:
     """What both sides know before a question is put: the networks' structure by role, and how local steps are taken.
 
-    ``model`` is the network of the role "model", which predicts.
+    ``model`` is the network of the role "model", which predicts; ``names`` are the sites.
     """
 
     model: nn.Module
     step: Step
     networks: Mapping[str, nn.Module] = field(default_factory=dict)
+    names: tuple[str, ...] = ()
 
 
 Holds = Callable[[Terms], Mapping[str, Spec]]  # what a message or an answer holds, by name
@@ -156,9 +157,11 @@ class Method:
     answers  the questions a site answers; it answers no others
     use      (site, message) -> model: how a site turns what is published into what it predicts with
     publishes  (terms) -> what a message with what is published holds, where sites are to check it
+    closing    (sites, state) -> state: after the last round, once; for models that lie at their sites until then
 
-    ``state["weights"]`` is published to all sites; with ``state["for"][site]``, each site gets its own. Sites named in
-    ``state["news"]["to"]`` hold what was published before, and are sent the coded ``change`` since then.
+    ``state["weights"]`` is published to all sites; with ``state["for"][site]``, each site gets its own, and one
+    that is not in it is sent none, for its model lies there. Sites named in ``state["news"]["to"]`` hold what was
+    published before, and are sent the coded ``change`` since then.
     """
 
     init: Callable[[nn.Module, tuple[str, ...]], State]
@@ -166,12 +169,15 @@ class Method:
     answers: tuple[Question, ...]
     use: Callable[[Site, Message], nn.Module] = receive
     publishes: Holds | None = None
+    closing: Callable[[Sites, State], State] | None = None
 
 
 def published(state: State, name: str) -> Message:
     """What the server would send to site ``name`` to predict with: the model, or what changed since the one it has."""
     if name in state.get("news", {}).get("to", ()):
         return {"change": state["news"]["change"], "version": state["version"]}
+    if "for" in state and name not in state["for"]:
+        return {}
     weights = state["for"][name] if "for" in state else state["weights"]
     return {"weights": weights, "version": state["version"]} if "version" in state else {"weights": weights}
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fedscan.method import Message, Question, Tree, published
 from fedscan.schema import Weights
-from fedscan.site import Site, Slots, Splits, seed_of
+from fedscan.site import GENERATORS, Site, Slots, Splits, seed_of
 from fedscan.spec import Refused
 from fedscan.study import Study, Turn
 
@@ -125,14 +125,16 @@ def alike(value: Any, known: Any) -> bool:
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """The default generators, seeded inside and as they were outside."""
-    before = torch.get_rng_state()
-    torch.default_generator.manual_seed(seed)
+    with GENERATORS:  # not while another thread draws the study's first model
+        before = torch.get_rng_state()
+        torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         torch.cuda.manual_seed_all(seed)
     try:
         yield
     finally:
-        torch.set_rng_state(before)
+        with GENERATORS:
+            torch.set_rng_state(before)
 
 
 def apart(tree: Any) -> Any:

@@ -86,7 +86,9 @@ def rounds(study: Study, sites: Recorded, journal: Journal, watch: Watch) -> Sta
         watch("scores", scores)
     if not journal.finished:
         sites.begin(study.rounds + 1)
-        scores = evaluate(study, sites, state, "test") + cross(study, sites, state)
+        scores = evaluate(study, sites, state, "test")
+        state = study.method.closing(sites, state) if study.method.closing else state
+        scores += cross(study, sites, state)
         sites.end(state, scores, finished=True)
         watch("scores", scores)
     return state
@@ -126,7 +128,7 @@ def evaluate(study: Study, sites: Recorded, state: State, split: str) -> list[Sc
 def cross(study: Study, sites: Recorded, state: State) -> list[ScoreRow]:
     """Where each site has a model of its own: every model scored on every other site's test cases."""
     rows: list[ScoreRow] = []
-    for origin in study.names if "for" in state else ():
+    for origin in (name for name in study.names if name in state.get("for", ())):
         others = [name for name in study.names if name != origin]
         replies = sites.ask(study.evaluate, {**published(state, origin), "split": "test"}, to=others, need=0)
         for name in replies:

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,6 +15,8 @@ from fedscan.schema import Weights, weights_of
 from fedscan.secret import Secret
 from fedscan.spec import Refused
 from fedscan.step import Step
+
+GENERATORS = threading.RLock()  # held while the default generator, which a process's threads share, is seeded
 
 
 class Batch(NamedTuple):
@@ -190,7 +193,7 @@ class Site:
 
 def first_model(task: Task, seed: int, network: str = "model") -> nn.Module:
     """The network as the study begins with it: drawn from the study's seed, leaving the default generator alone."""
-    with torch.random.fork_rng(devices=[]):
+    with GENERATORS, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(seed, "first", network))
         return task.networks[network]()
 

@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from fedscan.method import Message, Method, Question, State, Terms, Tree, answer, published
-from fedscan.schema import Weights
+from fedscan.schema import Weights, schema_of
 from fedscan.site import Site, Slots, Splits, Task, first_model
 from fedscan.spec import Choice, Number, Refused, Spec, Table, Text, brief, form
 from fedscan.step import Step
@@ -110,12 +110,14 @@ class Study:
         """The networks' structure without their numbers, and the policy for local steps."""
         roles = self.task.networks  # not made on "meta": some networks compute while they are
         networks = {role: first_model(self.task, self.seed, role).to("meta") for role in roles}
-        return Terms(networks["model"], self.step, networks)
+        return Terms(networks["model"], self.step, networks, self.names)
 
     @cached_property
     def travelling(self) -> frozenset[str]:
         """The names of the leaves that the server publishes, and so sends; all others never leave their site."""
-        weights = published(self.start(), self.names[0])["weights"]
+        weights = published(self.start(), self.names[0]).get("weights")
+        if weights is None:  # models lie at their sites, and go from one to the other whole
+            return frozenset(schema_of(self.terms.model))
         return frozenset(weights if isinstance(weights, Weights) else next(iter(weights.values())))
 
     def __post_init__(self) -> None:

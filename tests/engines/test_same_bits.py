@@ -21,10 +21,11 @@ from fedscan.consortium.carriers import EngineName, to_coordinator, to_sites
 from fedscan.engines import flower, nvflare
 from fedscan.engines.desk import Desk
 from fedscan.engines.doors import Carrier, Door, Lost
+from fedscan.engines.local import Replay
 from fedscan.methods.registry import get
 from fedscan.run import run
 from hospitals import consortium
-from test_remote import METHODS, record
+from test_remote import METHODS, order_in, record
 from test_resume import Killed
 
 PYTHON = {"nvflare": nvflare.python, "flower": flower.python}
@@ -84,6 +85,31 @@ def test_a_method_gives_the_same_bits_over_an_engine(name: str, net: Net, tmp_pa
     net.desks = between.desks
     there: dict[str, Any] = between.run(net.carrier, lease=120.0)
     assert toy.same(there, run(study, tmp_path / "local"))
+    assert record(tmp_path / "run") == record(tmp_path / "local")
+
+
+class Slow:
+    """A desk that thinks before it says anything."""
+
+    def __init__(self, desk: Desk) -> None:
+        self.desk = desk
+
+    def handle(self, body: bytes) -> bytes:
+        time.sleep(0.5)
+        return self.desk.handle(body)
+
+
+def test_an_asynchronous_method_gives_the_same_bits_in_the_order_in_which_answers_came(
+    net: Net, tmp_path: Path
+) -> None:
+    study = study_of(get("fedasync"), BENCHES["2D"], every=2, rounds=4)
+    between = Between(study, tmp_path)
+    slow: Any = Slow(between.desks["cairo"])
+    net.desks = {**between.desks, "cairo": slow}
+    there = between.run(net.carrier, lease=120.0)
+    order = order_in(tmp_path / "run")
+    assert len({turn.site for turn in order}) == 3
+    assert toy.same(there, run(study, tmp_path / "local", engine=lambda s, f: Replay(s, f, order)))
     assert record(tmp_path / "run") == record(tmp_path / "local")
 
 

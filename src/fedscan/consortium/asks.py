@@ -49,7 +49,8 @@ class Question:
     privacy   the most telling class of data in an answer;  leaves: what an answer holds;  weights: whether that can be
               a network's weights, coded or not
     up        bytes of an answer at most;  down: bytes of a message at most, or where ``declared`` is not so, about
-    times     how often a round asks at most;  rounds: in how many rounds;  last: how often once more, at the end
+    times     how often a round asks at most;  rounds: in how many rounds;  last: how often once more, at the end;
+              open: whether the number depends on which hospital answers first
     steps     optimiser steps behind an answer; None: not known
     passed    whether answers are sent to other hospitals as they came
     """
@@ -66,6 +67,7 @@ class Question:
     last: int = 0
     steps: int | None = None
     passed: bool = False
+    open: bool = False
 
 
 @dataclass(frozen=True)
@@ -219,7 +221,7 @@ def asked(file: StudyFile, study: Study, code: Code, played: Played, hospital: H
     about = Question(
         code.name, code.privacy, parts(gives, letters), carries_weights(gives.entries), up, down,
         code.takes is not None, played.times.get(code.name, 0), file.rounds, steps=played.steps.get(code.name),
-        passed=code.name in played.passed,
+        passed=code.name in played.passed, last=played.last.get(code.name, 0), open=code.name in played.open,
     )  # fmt: skip
     if code.name != study.evaluate.name:
         return about

@@ -1,7 +1,8 @@
 """How often a method asks, how many steps stand behind an answer, and who sees it: found by playing it.
 
 What a page says of a method may be out of date; what its code does is not. So its rounds are run here with a network of
-a hundred numbers and images of noise, by the questions and steps of the real study.
+a hundred numbers and images of noise, by the questions and steps of the real study. Where a method takes answers as
+they come, the hospital that is looked at is always the first: no other order asks it more often.
 """
 
 from collections import Counter
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedscan.method import Message, Question, Replies, Tree, published
+from fedscan.method import Absent, Message, Question, Replies, Tree, published
 from fedscan.respond import respond
 from fedscan.schema import Weights
 from fedscan.site import Batch, Rows, Splits, seed_of
@@ -97,6 +98,7 @@ class Table:
     steps: dict[str, int] = field(default_factory=dict)  # the fewest that an answer has reported, by question
     said: dict[str, set[tuple[str, str]]] = field(default_factory=dict)  # by digest: which sites to which question
     passed: set[str] = field(default_factory=set)  # questions whose answers went to other sites as they came
+    open: set[str] = field(default_factory=set)  # questions that were put without waiting
     round: int = 0
 
     def __post_init__(self) -> None:
@@ -132,10 +134,14 @@ class Table:
                 self.passed |= {question for _, question in of}
 
     def start(self, question: Question, messages: Mapping[str, Message]) -> None:
+        self.open.add(question.name)
         self.started += [(name, self.answer(question, name, messages[name])) for name in sorted(messages)]
 
     def next(self) -> tuple[str, Tree]:
-        return self.started.pop(0)
+        if not self.started:
+            raise Absent(self.names, "next")
+        first = next((i for i, (name, _) in enumerate(self.started) if name == self.who), 0)
+        return self.started.pop(first)
 
     @property
     def busy(self) -> tuple[str, ...]:
@@ -152,7 +158,8 @@ class Table:
 class Played:
     """What a rehearsal has shown.
 
-    times    how often a round asks one site a question at most, by the question's name
+    times    how often a round asks one site a question at most, by the question's name;  last: how often it is asked
+             once more, after the last round;  open: questions whose number depends on who answers first
     steps    the fewest optimiser steps behind an answer, by question; those that report none are not in it
     own      whether sites have models of their own, which are scored at all others at the end
     passed   questions whose answers are sent to other sites as they came, arrays and all
@@ -162,6 +169,8 @@ class Played:
     steps: Mapping[str, int]
     own: bool
     passed: frozenset[str]
+    last: Mapping[str, int] = field(default_factory=dict)
+    open: frozenset[str] = frozenset()
 
 
 def rehearse(study: Study, who: str, cases: int) -> Played:
@@ -179,14 +188,18 @@ def rehearse(study: Study, who: str, cases: int) -> Played:
     table, state = Table(small, who), small.start()
     for table.round in range(1, ROUNDS + 1):
         state = study.method.round(table, state)
-    own = "for" in state
+    own, table.round = "for" in state, ROUNDS + 1
+    if study.method.closing:
+        state = study.method.closing(table, state)
     for name in study.names:  # what is published is sent to be scored; of models of their own, to everybody else too
         for other in study.names if own else (name,):
             table.look(name, published(state, other))
     times: Counter[str] = Counter()
-    for (_, _, question), count in table.counts.items():
-        times[question] = max(times[question], count)
-    return Played(dict(times), dict(table.steps), own, frozenset(table.passed))
+    last: Counter[str] = Counter()
+    for (round, _, question), count in table.counts.items():
+        found = times if round <= ROUNDS else last
+        found[question] = max(found[question], count)
+    return Played(dict(times), dict(table.steps), own, frozenset(table.passed), dict(last), frozenset(table.open))
 
 
 def digests(tree: Any) -> Iterator[str]:

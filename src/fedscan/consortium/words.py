@@ -59,11 +59,12 @@ def of_question(method: str, question: Question) -> Iterator[str]:
 
 
 def how_often(question: Question) -> str:
-    """ "once a round, in 10 rounds, and once at the end"."""
+    """ "once a round, in 10 rounds, and once at the end"; "up to 3 times" where who answers sooner is asked more."""
     found = []
     if question.times and question.rounds:
         rounds = "1 round" if question.rounds == 1 else f"{question.rounds} rounds"
-        found.append(f"{often(question.times)} a round, in {rounds}")
+        up_to = "up to " if question.open and question.times > 1 else ""
+        found.append(f"{up_to}{often(question.times)} a round, in {rounds}")
     if question.last:
         found.append(f"{often(question.last)} at the end")
     return ", and ".join(found) or "never, as the method goes"

@@ -148,7 +148,7 @@ class Run:
         self.desk, self.folder = desk, folder
         folder.mkdir(parents=True, exist_ok=True)
         names = (desk.name,)
-        self.local = Local(replace(desk.study, names=names), folder, durable=desk.durable, event=desk.event)
+        self.local = Local(desk.study, folder, names=names, durable=desk.durable, event=desk.event)
         self.disk = self.local.disks[desk.name]
         self.incoming = Incoming(folder / "incoming", desk.most)
         self.heads = Heads(folder / "heads.jsonl", desk.durable)

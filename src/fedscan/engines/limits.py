@@ -13,8 +13,8 @@ Key = tuple[int, int]  # round and call
 
 
 def hold_round(study: Study, name: str, round: int, question: str) -> None:
-    """Raises Refused for a round that the study has not; the one after the last is for the test alone."""
-    last = study.rounds + (question == study.evaluate.name)
+    """Raises Refused for a round that the study has not; the one after the last is for the test, and what closes."""
+    last = study.rounds + (question == study.evaluate.name or study.method.closing is not None)
     if not 1 <= round <= last:
         raise Refused(f"{name} was asked in round {round}, and {question} is asked in rounds 1 to {last} of this study")
 

@@ -48,14 +48,18 @@ def put_down(
 
 
 class Local:
-    """The engine of simulations. Answers are computed when they are received, one at a time."""
+    """The engine of simulations. Answers are computed when they are received, one at a time.
+
+    ``names`` are the sites that are here; all of the study's, where nothing is said.
+    """
 
     def __init__(
-        self, study: Study, folder: Path, *, strict: bool = False, durable: bool = False, event: Event = nothing
-    ) -> None:
+        self, study: Study, folder: Path, *, names: Sequence[str] = (), strict: bool = False, durable: bool = False,
+        event: Event = nothing,
+    ) -> None:  # fmt: skip
         torch.set_num_threads(study.threads)
-        self.study, self.names, self.strict, self.event = study, study.names, strict, event
-        self.disks = {n: SiteDisk(folder / "sites" / n, durable=durable, event=event) for n in study.names}
+        self.study, self.names, self.strict, self.event = study, tuple(names) or study.names, strict, event
+        self.disks = {n: SiteDisk(folder / "sites" / n, durable=durable, event=event) for n in self.names}
         self.slots = study.slots()
         self._waiting: deque[Letter] = deque()
         self._started: list[tuple[float, str, int, Letter]] = []

@@ -14,7 +14,9 @@ from fedscan.parts.pick import some
 from fedscan.schema import Kind, Schema
 from fedscan.step import Moments, Step
 
-Family = Literal["averaging", "control variates", "travelling", "reference", "fedsegnet"]
+Family = Literal[
+    "averaging", "control variates", "travelling", "peer to peer", "asynchronous", "reference", "fedsegnet"
+]
 Bytes = Callable[[Schema, Mapping[str, Any]], int]  # (the leaves that travel, the hyperparameters) -> bytes a message
 P = ParamSpec("P")
 CLIENTS = (
@@ -67,6 +69,7 @@ class Card:
     travels        what goes up and down per site and round, with the bytes before coding; P is the number of leaves'
                    entries, 4P their bytes;  up: the same formula, for the tests and the report;  down: that of what a
                    site is sent to train with, once it holds a model and without the optimiser's moments
+    several        a message may hold several models or none, and an answer none: up and down are then of one model
     privacy        the most telling class of data that leaves a site
     normalisation  what becomes of normalisation layers
     moments        what becomes of the optimiser's moments after a round, where the study does not say
@@ -89,6 +92,7 @@ class Card:
     travels: str = "weights down, their change up: 4P bytes each way"
     up: Bytes = dense
     down: Bytes = dense
+    several: bool = False
     privacy: Privacy = "weights"
     normalisation: str = "parameters, running statistics and counters travel; statistics are averaged like parameters"
     moments: Moments = "reset"

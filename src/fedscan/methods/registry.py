@@ -8,14 +8,14 @@ from dataclasses import replace
 from importlib.metadata import EntryPoint
 from typing import Any
 
-from fedscan.methods import alone, averages, scaffold, segnet, travelling
+from fedscan.methods import alone, asynchronous, averages, peers, scaffold, segnet, travelling
 from fedscan.methods.card import Card, Entry, Reduction, card, refusal
 from fedscan.plugins import loaded, offered, origin_of
 
 __all__ = ["Card", "Entry", "Reduction", "card", "get", "methods"]
 
 GROUP = "fedscan.methods"
-FAMILIES = (averages, scaffold, travelling, alone, segnet)
+FAMILIES = (averages, scaffold, travelling, peers, asynchronous, alone, segnet)
 
 
 def methods() -> dict[str, Entry[Any]]:

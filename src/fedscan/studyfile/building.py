@@ -42,7 +42,7 @@ def build(file: StudyFile, cases: Cases) -> Study:
         every=file.run.every,
         absent=file.run.absent,
         silent=file.run.silent,
-        seconds=file.run.seconds,
+        seconds={**{name: max(1.0, len(of[name]["train"])) for name in names}, **file.run.seconds},
         counts={name: {split: len(kept) for split, kept in of[name].items()} for name in names},
         origins={POOLED: cases.sites} if entry.card.pooled else {},
         device=file.device,
