@@ -97,5 +97,5 @@ def plain(text: object) -> str:
 
 
 def mark(data: bytes) -> str:
-    """SHA-256 of a whole request, by which its answer names it."""
-    return hashlib.sha256(data).hexdigest()
+    """SHA-256 of a request's header, by which its answer names it: the header says what the body is."""
+    return hashlib.sha256(data[: 4 + int.from_bytes(data[:4], "big")]).hexdigest()

@@ -5,6 +5,7 @@ SuperNode, and what starts its app quickly. What dies is started again; all of i
 """
 
 import ctypes
+import gc
 import io
 import json
 import os
@@ -19,6 +20,7 @@ import urllib.request
 import zipfile
 from collections.abc import Mapping
 from contextlib import suppress
+from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -258,6 +260,9 @@ def start_quickly(pipe: Path) -> None:
     (command,) = entry_points(group="console_scripts", name="flwr-clientapp")
     client = command.load()
     import fedscan.engines.flower_apps  # noqa: F401
+
+    import_module("httpcore")  # by which the client speaks: it would load it anew in each fork, when it first does
+    gc.freeze()
 
     def reap(*_: object) -> None:
         with suppress(ChildProcessError):
