@@ -1,6 +1,7 @@
 """A hospital joins with what it has agreed to: its real cases, under its policy, and nothing of them in a sentence."""
 
 import csv
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,10 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from fedscan.consortium import catalogue, joining, member
+from commands import Command
+from fedscan.consortium import catalogue, coordinator, joining, member
+from fedscan.consortium.asks import hash_of
 from fedscan.consortium.joining import Hidden, Ready, ready
 from fedscan.consortium.proposals import office
 from fedscan.run import Problem
+from fedscan.studyfile import load
 from joined import Hospitals
 
 Rows = list[list[str]]
@@ -59,6 +63,29 @@ def test_cases_without_what_the_study_requires_do_not_count(hospitals: Hospitals
     found = office(tmp_path / "east").proposal(hospitals.file)
     assert found.asks.cases == 4
     assert "You have 4 cases that can be used, and the policy asks for at least 5." in found.refused
+
+
+def test_kept_studies_are_listed_though_one_fits_no_more(
+    hospitals: Hospitals, tmp_path: Path, fedscan: Command
+) -> None:
+    """One names a hospital that has left since, one was changed on the disk, and one is as it was."""
+    at = office(tmp_path / "east")
+    at.keep(hospitals.file)
+    named, other = (load(tmp_path / "study.toml", [setting]) for setting in ("data.sites=['east', 'west']", "seed=9"))
+    at.keep(named)
+    changed = tmp_path / "east" / "studies" / f"{at.keep(other)}.json"
+    changed.write_text(changed.read_text().replace('"seed": 9', '"seed": 8'))
+    coordinator.revoke(tmp_path / "root", "west", "it left")
+    member.take_roster(member.read(tmp_path / "east"), tmp_path / "root" / "roster.json")
+    rows = json.loads(fedscan("site", "approvals", "--folder", "east", "--json").out)
+    found = {one["hash"]: one for one in rows}
+    assert {mark: one["state"] for mark, one in found.items()} == {
+        hash_of(hospitals.file): "proposed", hash_of(named): "unfit", hash_of(other): "unfit",
+    }  # fmt: skip
+    assert "west" in found[hash_of(named)]["why"]
+    assert "was changed after it was kept" in found[hash_of(other)]["why"]
+    assert all(set(one) == set(rows[0]) for one in rows)
+    assert len(fedscan("site", "approvals", "--folder", "east").out.splitlines()) == 5
 
 
 def test_the_policy_is_held_to_the_cases_that_train(hospitals: Hospitals, tmp_path: Path) -> None:

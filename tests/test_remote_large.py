@@ -352,6 +352,7 @@ def test_weights_that_a_site_has_travel_by_their_hash(
     assert moved[1] == recorded[1] > weights
     assert moved[2] == recorded[2] - 32 < 1_000
     assert moved[3] == (moved[2] + moved[1] if restart else moved[2])
+    assert recorded[3] == (recorded[1] if restart else recorded[2])
 
 
 def pieces(parcel: wire.Parcel, known: set[str]) -> tuple[Outgoing, dict[str, Any]]:

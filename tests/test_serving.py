@@ -22,7 +22,7 @@ from fedscan.consortium.status import LOCK, standing
 from fedscan.engines import alone, flower, kept
 from fedscan.engines.doors import Door
 from fedscan.journal import Journal
-from fedscan.launch import How
+from fedscan.launch import How, difference
 from fedscan.ledger import read_record
 from fedscan.run import Problem
 from fedscan.studyfile import load
@@ -83,7 +83,8 @@ def test_a_hospital_that_was_revoked_is_absent_and_is_sent_nothing(hospitals: Ho
         renewed(tmp_path)
         sent: list[str] = []
         desks["west"].handle = lambda body: sent.append("west") or b""  # type: ignore
-        serving.serve(hospitals.file, tmp_path / "run", hospitals.table(lease=0.5, how=How(resume=True)))
+        hour = hospitals.table(lease=3600.0, how=How(resume=True))  # of which nothing is waited
+        serving.serve(hospitals.file, tmp_path / "run", hour)
     west = [turn for turn in read_record(tmp_path / "run").turns if turn.site == "west" and turn.round >= 2]
     assert {turn.status for turn in west} == {"absent"}
     assert "west is not on the roster any more, so it is not asked" in west[0].why
@@ -105,11 +106,16 @@ def held(run: Path) -> dict[str, str]:
         return dict(journal.meta())
 
 
-def test_what_was_changed_is_named_once_the_run_has_a_study() -> None:
-    assert serving.unlike({}, {"data": {"cases": "b"}}) == ""
-    assert serving.unlike({"a": 1, "data": {"cases": ""}}, {"a": 1, "data": {"cases": "b"}}) == (
-        ' (data.cases was "" and is "b")'
-    )
+def test_what_was_changed_is_named_once_the_run_has_a_study(hospitals: Hospitals, tmp_path: Path) -> None:
+    """Where scans lie is no part of a study on one machine, and is part of what hospitals agree to."""
+    assert difference({"a": 1, "data": {"cases": ""}}, {"a": 1, "data": {"cases": "b"}}) == ""
+    run, home = tmp_path / "run", member.read(tmp_path / "charite")
+    serving.begun(hospitals.file, run, home)
+    with closing(Journal(run)) as journal:
+        journal.set_meta(study=json.dumps(hospitals.file.resolved()))
+        journal.commit()
+    with pytest.raises(Problem, match=r'than this one \(data.cases was "" and is "b"\), and to that one hospitals'):
+        serving.begun(load(tmp_path / "study.toml", ["data.cases=b"]), run, home)
 
 
 def test_one_process_at_a_time_works_on_a_run_and_in_an_engines_folder(hospitals: Hospitals, tmp_path: Path) -> None:

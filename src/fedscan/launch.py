@@ -5,7 +5,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -246,14 +246,14 @@ def plain_hash(file: StudyFile) -> str:
     return fingerprint({k: v for k, v in file.canonical().items() if k != "numerics"})
 
 
-def difference(a: Any, b: Any, path: str = "") -> str:
-    """The first key at which two studies differ, and how; a name before what goes with it."""
+def difference(a: Any, b: Any, besides: Collection[tuple[str, str]] = NOT_HASHED, path: str = "") -> str:
+    """The first key, ``besides`` these, at which two studies differ, and how; a name before what goes with it."""
     for key in sorted({*a, *b}, key=lambda key: (key != "name", key)):
         x, y = a.get(key), b.get(key)
         if isinstance(x, dict) and isinstance(y, dict):
-            if found := difference(x, y, f"{path}{key}."):
+            if found := difference(x, y, besides, f"{path}{key}."):
                 return found
-        elif x != y and (*path.split(".")[:-1], key) not in NOT_HASHED:
+        elif x != y and (*path.split(".")[:-1], key) not in besides:
             return f"{path}{key} was {json.dumps(x)} and is {json.dumps(y)}"
     return ""
 

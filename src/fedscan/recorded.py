@@ -60,6 +60,7 @@ class Answer:
     seconds: float = 0.0
     changed: bool = True  # whether the site's memory did
     proof: str = ""  # what the site has signed of it, where sites sign
+    whole: bool = False  # whether all of the message travelled, because the site had not what it was believed to have
 
     def read(self, spec: Group | None = None) -> Tree:
         """The reply, from memory or mapped from its file, which may announce no more than ``spec`` has room for."""
@@ -312,6 +313,8 @@ class Recorded:
         """Decides what becomes of an answer, and writes it into its row. True where the round will see it."""
         again = bool(row.why)  # refused or absent before
         row.seconds, row.answered, row.bytes_up, row.why = answer.seconds, answer.digest, answer.nbytes, ""
+        if answer.whole:
+            row.bytes_down = parcel.nbytes
         if answer.absent or answer.refused:
             row.status, row.why = ("absent", answer.absent) if answer.absent else ("refused", answer.refused)
         else:

@@ -13,7 +13,7 @@ from fedscan.cli.site import FOLDER, app
 __all__ = ["app"]
 
 if TYPE_CHECKING:
-    from fedscan.consortium.proposals import Proposal
+    from fedscan.consortium.proposals import Office, Proposal
 
 WHAT = Annotated[str, typer.Argument(metavar="STUDY", help="The study's file, or the hash under which it was shown.")]
 WHO = Annotated[str | None, typer.Option(help="Who says so, for the record (default: the hospital).")]
@@ -171,15 +171,31 @@ def reject(
 @app.command()
 def approvals(folder: FOLDER, json: JSON = False) -> None:
     """List the studies that were shown here, and how each of them stands today."""
-    from fedscan.consortium.proposals import office, opened
+    from fedscan.consortium.proposals import office
 
     at = office(folder)
-    found = [at.proposal(opened(path)) for path in at.kept()]
+    at.home.identity(at.now)
+    found = [listed(at, path) for path in at.kept()]
     if json:
-        common.print_json([{"study": p.asks.study, "hash": p.asks.hash, **told(p)} for p in found])
+        common.print_json(found)
         return
     if not found:
         print("No study was shown here yet: `fedscan site study` shows one.")
         return
-    rows = [(p.asks.study, p.asks.hash[:12], p.asks.method, p.standing.state, p.standing.why) for p in found]
+    rows = [(one["study"], one["hash"][:12], one["method"], one["state"], one["why"]) for one in found]
     common.print_table(("study", "hash", "method", "state", "why"), rows)
+
+
+def listed(at: "Office", path: Path) -> dict[str, Any]:
+    """How a study that is kept stands, as plain data; "unfit" where it cannot be asked here as members are today."""
+    from fedscan.consortium.proposals import opened
+    from fedscan.run import Problem
+
+    name = method = "–"
+    try:
+        file = opened(path)
+        name, method = file.name, file.method
+        return {"study": name, "hash": path.stem, "method": method, **told(at.proposal(file))}
+    except (Problem, ValueError) as e:
+        unfit: dict[str, Any] = {"compared_with": None, "differs": [], "refused": [], "state": "unfit", "why": str(e)}
+        return {"study": name, "hash": path.stem, "method": method, **unfit}

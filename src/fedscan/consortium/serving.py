@@ -17,7 +17,7 @@ from typing import Any
 
 from fedscan import launch, wire
 from fedscan.chain import last_seal
-from fedscan.consortium.asks import flattened, hash_of, hold_between
+from fedscan.consortium.asks import hash_of, hold_between
 from fedscan.consortium.countersigned import keep_end, keep_members
 from fedscan.consortium.joining import taking_part
 from fedscan.consortium.leaving import most
@@ -26,7 +26,7 @@ from fedscan.consortium.sealing import KeySeal
 from fedscan.consortium.status import LOCK, Status
 from fedscan.disk import room_in
 from fedscan.engines import alone
-from fedscan.engines.doors import Carrier, Lost, Manner
+from fedscan.engines.doors import Barred, Carrier, Lost, Manner
 from fedscan.engines.envelope import Talk
 from fedscan.engines.remote import LEASE, Line, Remote
 from fedscan.heap import return_freed
@@ -73,13 +73,13 @@ class Members:
         return self.carrier.manner
 
     def call(self, site: str, request: bytes, seconds: float) -> bytes:
-        """What the site said to the request. Raises Lost where it is no member any more, or nothing came."""
+        """What the site said to the request. Raises Barred where it is no member any more, Lost where nothing came."""
         try:
             members = self.seal.roster.names("site")
         except Refused as e:
             raise Lost(str(e)) from e
         if site not in members:
-            raise Lost(f"{site} is not on the roster any more, so it is not asked")
+            raise Barred(f"{site} is not on the roster any more, so it is not asked")
         return self.carrier.call(site, request, seconds)
 
 
@@ -162,21 +162,15 @@ def begun(file: StudyFile, folder: Path, home: Home) -> tuple[Talk, int]:
     with closing(Journal(folder, durable=True)) as journal:
         meta = journal.meta()
         if meta.get("asked", mark) != mark:
-            changed = unlike(json.loads(meta.get("study", "{}")), file.resolved())
-            raise Problem(f"the run in {folder} was begun with another study than this one{changed}, and to that one "
+            changed = launch.difference(json.loads(meta["study"]), file.resolved(), ()) if "study" in meta else ""
+            told = f" ({changed})" if changed else ""
+            raise Problem(f"the run in {folder} was begun with another study than this one{told}, and to that one "
                           "hospitals have agreed: give it again as it was, or choose another --out.")  # fmt: skip
         name, epoch = meta.get("run", os.urandom(16).hex()), int(meta.get("epoch", "-2")) + 3
         journal.set_meta(run=name, epoch=str(epoch), plugins=json.dumps(file.plugins()), asked=mark)
         journal.commit()
     keep_members(home, folder)
     return Talk(mark, name, home.name), epoch
-
-
-def unlike(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """The first setting in which two studies differ, in brackets; empty where nothing is known of the one before."""
-    was, found = dict(flattened(before)), dict(flattened(now))
-    keys = [key for key in sorted(was.keys() | found) if was.get(key) != found.get(key)] if was else []
-    return f" ({keys[0]} was {json.dumps(was.get(keys[0]))} and is {json.dumps(found.get(keys[0]))})" if keys else ""
 
 
 def greeted(lines: Mapping[str, Line], status: Status, file: StudyFile) -> dict[str, Mapping[str, Any]]:

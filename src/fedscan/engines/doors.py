@@ -27,6 +27,10 @@ class Lost(Exception):
     """A request or its answer did not come through; it may or may not have arrived. The text says why."""
 
 
+class Barred(Lost):
+    """Who is asked may not be asked any more, so that it would not help to ask again."""
+
+
 @dataclass(frozen=True)
 class Manner:
     """How a carrier carries best what is large: in parts of ``part`` bytes, ``flight`` of them on their way at once.

@@ -10,14 +10,18 @@ from fedscan.wire import Parcel
 
 
 class Outgoing:
-    """One letter as requests: ``header`` and body of the question, and parts for what is too large for it."""
+    """One letter as requests: ``header`` and body of the question, and parts for what is too large for it.
+
+    ``whole`` says whether all of it had to travel, though the site was believed to have some.
+    """
 
     def __init__(self, letter: Letter) -> None:
-        self.letter = letter
+        self.letter, self.whole = letter, False
         self._lay(letter.known)
 
     def send_whole(self) -> None:
         """The site has not what it was believed to have: all of it travels, then."""
+        self.whole = True
         self._lay(())
 
     def _lay(self, known: Collection[str]) -> None:

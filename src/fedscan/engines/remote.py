@@ -21,7 +21,7 @@ from typing import Any
 
 from fedscan import wire
 from fedscan.engines import envelope
-from fedscan.engines.doors import Carrier, Lost
+from fedscan.engines.doors import Barred, Carrier, Lost
 from fedscan.engines.envelope import ANSWER, EPOCH, MOST_PART, REQUEST, Seal, Talk
 from fedscan.engines.incoming import LACKS
 from fedscan.engines.outgoing import Outgoing
@@ -66,7 +66,7 @@ class Line:
         """What the site says, which may take it ``wait`` seconds, and ``most`` with the way there and back: the
         header, the body, and the header as the site signed it.
 
-        Raises Lost, with a sentence, where nothing comes, or nothing that can be believed.
+        Raises Lost, with a sentence, where nothing comes, or nothing that can be believed, and Barred as the carrier.
         """
         return self._brought(self._sealed(header, body, wait), min(wait + SLACK, most))
 
@@ -98,6 +98,8 @@ class Line:
     def _brought(self, request: bytes, seconds: float) -> tuple[dict[str, Any], memoryview, str]:
         try:
             data = self.carrier.call(self.site, request, seconds)
+        except Barred:
+            raise
         except Lost as e:
             self.part = max(self.part // 2, min(self.part, LEAST_PART))  # maybe it was too large for its time
             raise Lost(envelope.plain(e)) from e  # whoever carries it has signed nothing
@@ -212,11 +214,12 @@ class Remote:
                 match told.get("status"):
                     case "answered":
                         hold_proof(site, told, request, proof)
-                        return replace(self._taken(letter, told, body, request["part"], lease), proof=proof)
+                        taken = self._taken(letter, told, body, request["part"], lease)
+                        return replace(taken, proof=proof, whole=out.whole)
                     case "refused":
                         hold_proof(site, told, request, proof)
                         why = envelope.plain(told.get("why"))
-                        return Answer(letter.turn, refused=why, changed=False, proof=proof)
+                        return Answer(letter.turn, refused=why, changed=False, proof=proof, whole=out.whole)
                     case "failed":
                         raise SiteFailed(envelope.plain(told.get("why")))
                     case "need":
@@ -233,6 +236,10 @@ class Remote:
                         self._closing.wait(LATER)
                     case _:
                         raise Lost(envelope.plain(told.get("why")))
+            except Barred as e:
+                self.tell(site, f"is absent: {e}")
+                self._closing.wait(LATER if letter.again else 0.0)  # where a study waits for it all the same
+                return Answer(letter.turn, absent=str(e))
             except Lost as e:
                 why = f": {e}"
                 self.tell(site, f"is waited for{why}{lease.told()}")
