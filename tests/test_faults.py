@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,13 +15,15 @@ import contract
 import contract_bytes
 import forgetful
 import test_adaptive
+import test_asynchronous
 import test_equations
+import test_peers
 import toy
 from contract import Desk, faulty
 from fedscan import trees
 from fedscan.averaging import averaging, mean
 from fedscan.method import Message, Method, Replies, Sites, State
-from fedscan.methods import scaffold
+from fedscan.methods import asynchronous, peers, scaffold
 from fedscan.methods.card import dense
 from fedscan.methods.registry import Entry, get
 from fedscan.methods.segnet import coded
@@ -214,6 +217,39 @@ def test_scaffold_with_another_correction(sign: int, monkeypatch: pytest.MonkeyP
     test_equations.check_scaffold_controls(get("scaffold").make())  # which is why nobody saw it
     with caught:
         test_equations.check_scaffold_correction()
+
+
+# -- from peer to peer, and as models come ---------------------------------------------------------------------------
+
+
+def test_peers_that_forget_what_they_have_merged(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "known", replace(peers.known, reply=lambda site, message: {"seen": {}}))
+    contract.check_learns(get("braintorrent"), BENCH)  # which is why nobody would see it
+    with caught:
+        test_peers.test_a_model_that_is_known_does_not_travel_again()
+
+
+def test_peers_that_give_what_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    give = peers.give.reply
+    monkeypatch.setattr(peers, "give", replace(peers.give, reply=lambda site, message: give(site, {"seen": 0})))
+    contract.check_learns(get("braintorrent"), BENCH)
+    with caught:
+        test_peers.test_who_wakes_twice_in_a_row_is_given_nothing_the_second_time()
+
+
+def test_peers_that_merge_by_heads(monkeypatch: pytest.MonkeyPatch) -> None:
+    equal = SimpleNamespace(mean=lambda models, cases: trees.mean(models, [1.0] * len(cases)))
+    monkeypatch.setattr(peers, "trees", equal)
+    contract.check_learns(get("braintorrent"), BENCH)
+    with caught:
+        test_peers.test_models_count_by_their_cases(monkeypatch)
+
+
+def test_a_model_whose_age_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(asynchronous, "discount", lambda rule, a, b: lambda age: 1.0)
+    contract.check_learns(get("fedasync"), BENCH)
+    with caught:
+        test_asynchronous.test_mixing_by_hand()
 
 
 # -- runs ------------------------------------------------------------------------------------------------------------

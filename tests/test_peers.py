@@ -100,7 +100,7 @@ def test_a_round_is_algorithm_1_in_numpy() -> None:
     [wake] = [asked for asked in table.asked if asked.question == "wake"]
     assert set(wake.message["gifts"]) == set(NAMES) - {one}
     again = desk(wakes=1, rounds=2, step=Step(lr=0.1, batch=1000))
-    again.memory[one] = {"model": mean_of(before, one), "version": 1}
+    again.memory[one] = {"model": mean_of(before, one), "version": 1, "steps": 1}
     again.round, again.call = 2, wake.turn.call
     again.ask(peers.wake, {"gifts": {}}, to=[one])
     for leaf, value in again.memory[one]["model"].items():

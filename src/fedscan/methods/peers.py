@@ -52,9 +52,13 @@ def known(site: Site, message: Message) -> Tree:
 
 @answer("weights", given_spec, lambda terms: {"seen": VERSION})
 def give(site: Site, message: Message) -> Tree:
-    """The site's version and cases, and its model only where that is newer than the version ``seen``."""
+    """The site's version and cases, and its model only where that is newer than the version ``seen``.
+
+    With the model goes the number of optimiser steps of its last training, which a hospital's policy may ask for.
+    """
     version = site.state.get("version", 0)
-    model = {"weights": site.state["model"]} if version > message["seen"] else {}
+    newer = version > message["seen"]
+    model = {"weights": site.state["model"], "steps": site.state["steps"]} if newer else {}
     return {"version": version, "cases": site.cases, **model}
 
 
@@ -72,7 +76,7 @@ def wake(site: Site, message: Message) -> Tree:
     model = load(site.model(), trees.mean(models, cases) if parts else site.slots.first())
     report = fit(site, model)
     site.keep("model", model)
-    site.state["version"] = version + 1
+    site.state["version"], site.state["steps"] = version + 1, report["steps"]
     site.state["seen"] = {**site.state.get("seen", {}), **{name: gift["version"] for name, gift in gifts.items()}}
     return {**report, "version": version + 1, "merged": len(gifts)}
 
