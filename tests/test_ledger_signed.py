@@ -247,6 +247,14 @@ def test_changes_that_are_sealed_anew_are_found(carried: Carried, tmp_path: Path
             "the turn 1 0 east: it was signed",
         ),
         ("UPDATE meta SET value = '00' WHERE key = 'run'", "the turn 1 0 east: it was signed in another run"),
+        ("UPDATE meta SET value = replace(value, '[', '[1') WHERE key = 'agreed'", "east has signed that it agreed to"),
+        ("UPDATE meta SET value = '{}' WHERE key = 'greeted'", "not every hospital of it has signed what it agreed to"),
+        ("DELETE FROM meta WHERE key = 'greeted'", "what hospitals have said of themselves cannot be read"),
+        (
+            "UPDATE meta SET value = replace(replace(replace(value, 'east', '?'), 'west', 'east'), '?', 'west')"
+            " WHERE key = 'greeted'",
+            "what west is said to have agreed to: the certificate of 'east'",
+        ),
     ],
 )
 def test_the_first_that_was_sealed_anew_is_named(

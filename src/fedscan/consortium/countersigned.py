@@ -1,7 +1,8 @@
 """A record is held to what hospitals have signed: each answer proves its row, and countersigns the rounds before it.
 
-With an answer, a hospital signs the last seal of the record that it was shown. So whoever changes a round that is past
-and seals all anew would need the keys of all hospitals that have answered since; at the end they sign the last seal.
+When it is greeted, a hospital signs what it agreed to, and the codes of its cases. With an answer, it signs the last
+seal of the record that it was shown. So whoever changes a round that is past and seals all anew would need the keys of
+all hospitals that have answered since; at the end they sign the last seal.
 """
 
 import json
@@ -83,7 +84,7 @@ class Witness:
     """One record, the members of its consortium, and what was found of their signatures so far."""
 
     def __init__(self, folder: Path, db: sqlite3.Connection, meta: Mapping[str, str], root: str) -> None:
-        self.folder, self.db, self.run = folder, db, meta["run"]
+        self.folder, self.db, self.meta, self.run = folder, db, meta, meta["run"]
         with refusing("the study that it names cannot be read"):
             self.study = digest({"study": json.loads(meta["study"]), "plugins": json.loads(meta["plugins"])})
         with refusing(f"{folder} has no {member.ROOT} and {member.ROSTER} of the consortium, or they were changed"):
@@ -109,6 +110,7 @@ class Witness:
             row = dict(zip(COLUMNS, values, strict=True))
             self.last = max(self.last, row["asked_at"])
             self.row(sealed, row)
+        self.greetings()
         ends = self.end()
         head, finished = self.db.execute("SELECT round, finished FROM head").fetchone() or (-1, 0)
         if finished and not ends:
@@ -149,6 +151,18 @@ class Witness:
                 f"the seal {str(ledger)[:12]} in round {asked}, and here it is {self.seals.get(rounds[0], '')[:12]}"
             )
         self.covered = max(self.covered, shown)
+
+    def greetings(self) -> None:
+        """Holds what the hospitals are said to have agreed to, and which cases they have, to what each has signed."""
+        with refusing("what hospitals have said of themselves cannot be read"):
+            agreed, signed, facts = (dict(json.loads(self.meta[key])) for key in ("agreed", "greeted", "facts"))
+            splits = dict(facts["splits"])
+        if not agreed.keys() == signed.keys() == splits.keys():
+            raise Refused("not every hospital of it has signed what it agreed to, or another one has")
+        for site, text in signed.items():
+            told = self.opened(text, site, 0.0, f"what {site} is said to have agreed to")
+            if (told.get("agreed"), told.get("splits")) != (agreed[site], splits[site]):
+                raise Refused(f"{site} has signed that it agreed to something else, or has other cases")
 
     def end(self) -> tuple[str, ...]:
         """Who has signed the last seal, when the coordinator stopped."""

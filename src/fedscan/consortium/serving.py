@@ -174,13 +174,16 @@ def begun(file: StudyFile, folder: Path, home: Home) -> tuple[Talk, int]:
 
 
 def greeted(lines: Mapping[str, Line], status: Status, file: StudyFile) -> dict[str, Mapping[str, Any]]:
-    """What each hospital says of itself, once all are there and agree; until then they are greeted again and again."""
+    """What each hospital says of itself, once all are there and agree; until then they are greeted again and again.
+
+    Under ``signed`` is the same as it has signed it.
+    """
     said: dict[str, Mapping[str, Any]] = {}
 
     def greet(name: str) -> None:
         try:
-            told, *_ = lines[name].say({"act": "hello"})
-            said[name] = fitting(name, told, file)
+            told, _, proof = lines[name].say({"act": "hello"})
+            said[name] = {**fitting(name, told, file), "signed": proof}
             status.site(name, "is there, and agrees")
         except Lost as e:
             status.site(name, f"is waited for: {e}")
@@ -221,7 +224,8 @@ def sizes(found: object) -> bool:
 def gathered(file: StudyFile, said: Mapping[str, Mapping[str, Any]], folder: Path) -> Reported:
     """The cases of the study, as the hospitals speak of them; what they have agreed to goes into the record."""
     with closing(Journal(folder, durable=True)) as journal:
-        journal.set_meta(agreed=json.dumps({name: told["agreed"] for name, told in sorted(said.items())}))
+        for key, of in (("agreed", "agreed"), ("greeted", "signed")):
+            journal.set_meta(**{key: json.dumps({name: told[of] for name, told in sorted(said.items())})})
         journal.commit()
     rows = []
     for name in sorted(said):
