@@ -274,6 +274,7 @@ def start_quickly(pipe: Path) -> None:
     with os.fdopen(os.open(pipe, os.O_RDWR), "r") as lines:
         for line in lines:
             if os.fork() == 0:
+                die_with_parent()
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                 sys.argv = ["flwr-clientapp", *line.rstrip("\n").split("\037")]
                 client()
