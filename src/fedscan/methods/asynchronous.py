@@ -50,6 +50,19 @@ def weights_spec(terms: Terms) -> dict[str, Spec]:
     return {"weights": Leaves(schema_of(terms.model))}
 
 
+def waited_for(sites: Sites, state: State) -> State:
+    """Waits for who is still at work when the study ends, so that the record holds all that leaves a site.
+
+    What comes then is not mixed in: the state stays as it was tested.
+    """
+    while sites.busy:
+        try:
+            sites.next()
+        except Absent:
+            break
+    return state
+
+
 @card(
     "fedasync",
     title="Asynchronous federated optimisation",
@@ -87,7 +100,8 @@ def fedasync(
     late in training, as in the paper's experiments, is left out.
 
     Running statistics are mixed like parameters; of counters, the larger stays. A site that does not answer, or whose
-    answer is refused, is asked anew after the next arrival; where nobody answers, the study's ``absent`` decides.
+    answer is refused, is asked anew after the next arrival; where nobody answers, the study's ``absent`` decides. What is
+    under way after the last round is waited for and recorded, and no more mixed in.
 
     In a simulation, who is faster follows [run] seconds: one second for each training case, where nothing is said.
 
@@ -132,4 +146,4 @@ def fedasync(
     def init(model: nn.Module, names: tuple[str, ...]) -> State:
         return {**just_weights(model, names), "updates": 0, "sent": {}}
 
-    return Method(init, round, answers=(train_near,), publishes=weights_spec)
+    return Method(init, round, answers=(train_near,), publishes=weights_spec, closing=waited_for)
