@@ -14,6 +14,7 @@ from fedscan import wire
 from fedscan.engines import desk as desks
 from fedscan.engines import envelope, remote
 from fedscan.engines.desk import Desk
+from fedscan.engines.doors import Barred
 from fedscan.engines.envelope import ANSWER, EPOCH
 from fedscan.engines.remote import SiteFailed
 from fedscan.method import Message
@@ -288,3 +289,39 @@ def test_an_answer_that_is_ready_stays_once_the_yes_is_undone(tmp_path: Path, mo
     for asked in ({**fetch, "at": 10_000}, header):
         told, left = speaker.say(asked)
         assert (told["status"], told["why"], left) == ("refused", "the yes was undone", b"")
+
+
+# -- who is no member any more ---------------------------------------------------------------------------------------
+
+
+class Barring(Tap):
+    """Knows for so many calls that a site may not be asked."""
+
+    left = 2
+
+    def down(self, site: str, request: bytes) -> bytes:
+        if site == SITE and self.left:
+            self.left -= 1
+            raise Barred(f"{SITE} is not on the roster any more")
+        return request
+
+
+@pytest.mark.parametrize("absent", ["skip", "wait"])
+def test_who_is_barred_is_absent_at_once_and_looked_for_again_where_a_study_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, absent: str
+) -> None:
+    """With a lease of an hour, of which nothing is waited."""
+    monkeypatch.setattr(remote, "LATER", 0.01)
+    study = echo.study(absent=absent, drift=0.5)
+    between = Between(study, tmp_path)
+    tap, rows = Barring(between.desks), list[Any]()
+    state = between.run(
+        tap, lease=3600.0, run_with={"watch": lambda what, row: rows.append(row) if what == "turn" else 0}
+    )
+    told = [(row.turn.round, row.status, row.why) for row in rows if row.turn.site == SITE and row.question == "echo"]
+    gone = "" if absent == "wait" else f"{SITE} is not on the roster any more"
+    assert told[0] == (1, "absent" if gone else "answered", gone)
+    assert {status for *_, status, _ in told[2:]} == {"answered"}
+    if absent == "wait":
+        assert same(state, run(study, tmp_path / "local"))
+    assert tap.left == 0
