@@ -20,7 +20,6 @@ import urllib.request
 import zipfile
 from collections.abc import Mapping
 from contextlib import suppress
-from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -259,9 +258,11 @@ def start_quickly(pipe: Path) -> None:
     """
     (command,) = entry_points(group="console_scripts", name="flwr-clientapp")
     client = command.load()
+    # The client speaks by httpcore, and would load it anew in each fork.
+    import httpcore  # type: ignore[import-not-found,unused-ignore]  # noqa: F401
+
     import fedscan.engines.flower_apps  # noqa: F401
 
-    import_module("httpcore")  # by which the client speaks: it would load it anew in each fork, when it first does
     gc.freeze()
 
     def reap(*_: object) -> None:
