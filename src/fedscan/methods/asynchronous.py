@@ -100,8 +100,8 @@ def fedasync(
     late in training, as in the paper's experiments, is left out.
 
     Running statistics are mixed like parameters; of counters, the larger stays. A site that does not answer, or whose
-    answer is refused, is asked anew after the next arrival; where nobody answers, the study's ``absent`` decides. What is
-    under way after the last round is waited for and recorded, and no more mixed in.
+    answer is refused, is asked anew after the next arrival; where nobody answers, the study's ``absent`` decides. What
+    is under way after the last round is waited for and recorded, and no more mixed in.
 
     In a simulation, who is faster follows [run] seconds: one second for each training case, where nothing is said.
 
