@@ -238,9 +238,10 @@ def dial_soon() -> None:
         driver.close_connection(connection)
 
     TcpDriver.connect = connect
-    if not {"INIT_WAIT", "MAX_WAIT"} <= vars(conn_manager).keys():
+    if not {"INIT_WAIT", "MAX_WAIT", "SILENT_RECONNECT_TIME"} <= vars(conn_manager).keys():
         raise RuntimeError("this NVFlare connects in another way than 2.9: install nvflare>=2.9,<2.10")
     conn_manager.INIT_WAIT, conn_manager.MAX_WAIT = RETRIES
+    conn_manager.SILENT_RECONNECT_TIME = RETRIES[1]  # from which on its log says what is wrong
 
 
 if __name__ == "__main__":
