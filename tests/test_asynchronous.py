@@ -12,10 +12,13 @@ import torch
 
 import contract
 import toy
+from between import Bad, Between
 from canned import Canned, leaves, w
 from contract import BENCHES, Desk, study_of
 from fedscan import trees
 from fedscan.consortium.rehearsal import rehearse
+from fedscan.engines import remote
+from fedscan.engines.local import Replay
 from fedscan.engines.workers import Workers
 from fedscan.method import Absent, Message, Question, Tree
 from fedscan.methods.asynchronous import Rule, discount
@@ -24,6 +27,7 @@ from fedscan.run import run
 from fedscan.schema import Kind
 from fedscan.step import Step
 from fedscan.studyfile import build, load, read_cases
+from test_remote import order_in, record
 from test_resume import Killed, Watch, go, rows
 from tinystudy import write_scans, write_study
 
@@ -230,6 +234,30 @@ def test_killed_with_answers_under_way(share: float, tmp_path: Path) -> None:
         go(plan, tmp_path / "cut", Watch(int(whole.seen * share)))
     assert toy.same(go(plan, tmp_path / "cut", Watch(), resume=True), expected)
     assert rows(tmp_path / "cut") == rows(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("after", [2, 5, 8])
+def test_hospitals_started_anew_go_on_with_what_was_under_way(
+    after: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The coordinator is killed at an arrival, and all hospitals with it; a replay of the whole order is the same."""
+    monkeypatch.setattr(remote, "PAUSES", (0.001, 0.01))
+    study = study_of(get("fedasync"), BENCHES["2D"], every=2, rounds=3)
+    between, seen = Between(study, tmp_path), Counter[str]()
+
+    def kill(event: str) -> None:
+        seen[event.split()[0]] += 1
+        if seen["arrived"] == after:
+            raise Killed(event)
+
+    with pytest.raises(Killed):
+        between.run(Bad(between.desks, 1), run_with={"event": kill})
+    for name in NAMES:
+        between.restart(name)
+    there = between.run(Bad(between.desks, 2), resume=True)
+    order = order_in(tmp_path / "run")
+    assert toy.same(there, run(study, tmp_path / "local", engine=lambda s, f: Replay(s, f, order)))
+    assert record(tmp_path / "run") == record(tmp_path / "local")
 
 
 # -- what a yes allows -----------------------------------------------------------------------------------------------

@@ -10,7 +10,9 @@ import pytest
 import torch
 
 import toy
+from between import Bad, Between
 from contract import BENCHES, Desk, outcome, study_of
+from fedscan.engines import remote
 from fedscan.method import published
 from fedscan.methods import peers
 from fedscan.methods.registry import get
@@ -18,6 +20,7 @@ from fedscan.run import run
 from fedscan.schema import Kind, Weights
 from fedscan.site import Site
 from fedscan.step import Step
+from test_remote import record
 from test_resume import Killed, Watch, go, rows
 
 torch.set_num_threads(1)
@@ -244,6 +247,28 @@ def test_versions_and_models_are_right_after_a_kill(share: float, tmp_path: Path
         go(plan, tmp_path / "cut", Watch(int(whole.seen * share)))
     assert toy.same(go(plan, tmp_path / "cut", Watch(), resume=True), expected)
     assert rows(tmp_path / "cut") == rows(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("stop", ["closed 2.2", "closed 3.4", "closed 4.1"])
+def test_hospitals_started_anew_go_on_over_a_bad_carrier(
+    stop: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The coordinator is killed amid a wake, or amid the gathering, and all hospitals with it: only disks are left."""
+    monkeypatch.setattr(remote, "PAUSES", (0.001, 0.01))
+    study = study_of(get("braintorrent"), BENCHES["2D"], every=2, rounds=3)
+    between = Between(study, tmp_path)
+
+    def kill(seen: str) -> None:
+        if seen == stop:
+            raise Killed(seen)
+
+    with pytest.raises(Killed):
+        between.run(Bad(between.desks, 1), run_with={"event": kill})
+    for name in NAMES:
+        between.restart(name)
+    there = between.run(Bad(between.desks, 2), resume=True)
+    assert toy.same(there, run(study, tmp_path / "local"))
+    assert record(tmp_path / "run") == record(tmp_path / "local")
 
 
 def test_another_wake_is_another_run(tmp_path: Path) -> None:
