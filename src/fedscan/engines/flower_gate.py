@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from fedscan.engines.flower_wire import BEAT, SMALL, Body, Closed, Dial, Head, Waiting, Way, Wire, nothing
+from fedscan.engines.flower_wire import BEAT, SMALL, Body, Closed, Dial, Head, Waiting, Way, Wire
 
 FLEET = "/v1/fleet/"
 PULL, PUSH, BUNDLE = FLEET + "pull-messages", FLEET + "push-messages", FLEET + "get-fab"
@@ -131,9 +131,10 @@ class Gate:
         once = self._once(name, asked)
         with Waiting(inside):
             known = bool(once.said) or self.held(name, asked)
-            text, said = self._done(once, asked, body, way) if known else (UNKNOWN, nothing())
-        with said:
-            inside.send(text, said)
+            text, rest = self._done(once, asked, body, way) if known else (UNKNOWN, iter(()))
+        inside.sock.sendall(text)
+        for piece in rest:
+            inside.sock.sendall(piece)
         return known
 
     def _once(self, name: str, asked: Head) -> Once:
@@ -148,16 +149,16 @@ class Gate:
                 last.popitem(last=False)
             return last[mark]
 
-    def _done(self, once: Once, asked: Head, body: Body, way: Way) -> tuple[bytes, Body]:
+    def _done(self, once: Once, asked: Head, body: Body, way: Way) -> tuple[bytes, Iterator[bytes]]:
         """What is said to a request, by now or before; what is long was asked for, and can be asked for again."""
         with once.doing:
             if once.said:
-                return once.said, nothing()
-            told, said = way.exchanged(asked.text, body)
-            if told.length <= SMALL:
-                once.said = told.text + said.read()
-                said.seek(0)
-            return told.text, said
+                return once.said, iter(())
+            told, wire = way.ask(asked.text, body)
+            if told.length > SMALL:
+                return told.text, wire.pieces(told.length)
+            once.said = told.text + b"".join(wire.pieces(told.length))
+            return once.said, iter(())
 
     def close(self) -> None:
         """Takes no connection any more."""
@@ -187,7 +188,8 @@ class SiteGate(Gate):
         with Waiting(inside) as waiting:
             while True:
                 try:
-                    told, said = way.exchanged(text, body, asked.length / SLOWEST)
+                    told, wire = way.ask(text, body, asked.length / SLOWEST)
+                    said = wire.body(told.length)
                     break
                 except (Closed, OSError) as e:
                     way.close()

@@ -104,15 +104,18 @@ class Way:
             self._wire = Wire(self.dial(), self.silence)
         return self._wire
 
-    def exchanged(self, text: bytes, body: Body, seconds: float = 0.0) -> tuple[Head, Body]:
-        """What is said to a request, within so many seconds more than usual. Raises Closed and OSError."""
+    def ask(self, text: bytes, body: Body, seconds: float = 0.0) -> tuple[Head, Wire]:
+        """The head of what is said to a request, within so many seconds more than usual, and where its body comes.
+
+        Raises Closed and OSError.
+        """
         wire = self.wire()
         wire.send(text, body)
         wire.sock.settimeout(self.silence + seconds)
         while (told := wire.head()).first[1].startswith("1"):
             pass  # still to come
         wire.sock.settimeout(self.silence)
-        return told, wire.body(told.length)
+        return told, wire
 
     def close(self) -> None:
         """Hangs up."""
