@@ -138,6 +138,7 @@ def test_the_page_from_nothing_to_a_report(fedscan: Command, start: Callable[...
     assert said.code == 0, said.err
     assert re.search(r"^mean of sites +\d+ +[01]\.\d\d", said.out, re.M)
     assert re.search(r"^report +run/report.html$", said.out, re.M)
+    until(lambda: not metrics(own), "the end of east, which waits to be read")
     for one in (first, again):
         assert one.ended().code == 0
     assert fedscan("status", "run").out.startswith("ended, round 4\n")
