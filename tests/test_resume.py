@@ -172,8 +172,8 @@ PLANS: dict[str, Callable[[], Study]] = {
     "once": lambda: study(drawing(), rounds=1),
     "skipped": lambda: study(looking(), rounds=3, every=1, silent={"cairo": (2,)}),
     "buffered": lambda: study(buffered(), rounds=4, silent={"bergen": (2,)}),
-    "fedasync": lambda: study(get("fedasync").make(), rounds=3, every=2, seconds={"cairo": 3.5}),
-    "braintorrent": lambda: study(get("braintorrent").make(), rounds=2, silent={"bergen": (2,)}),
+    "fedasync": lambda: study(get("fedasync").make(), rounds=2, seconds={"cairo": 3.5}),
+    "braintorrent": lambda: study(get("braintorrent").make(), names=("bergen", "cairo"), rounds=2),
 }
 
 
