@@ -17,6 +17,7 @@ from fedscan.consortium.proposals import office
 from fedscan.consortium.status import DOES, SPEAKS, Status, Tally
 from fedscan.engines.doors import Door
 from fedscan.engines.kept import free_port
+from fedscan.engines.remote import Lease
 from fedscan.launch import How
 from fedscan.ledger import read_record
 from fedscan.run import Problem
@@ -194,6 +195,18 @@ def test_the_end_waits_to_be_read_where_somebody_reads(
         ends(KeyboardInterrupt())
     assert capfd.readouterr().err == ""
     assert status.told["state"] == "stopped"
+
+
+def test_what_is_left_of_a_lease_is_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(prometheus, "LAST", 0.1)
+    status, port = Status(tmp_path, SITES, 3, lambda site, sentence: None), free_port()
+    status.leases = {"west": Lease(600.0, 60.0)}
+    with Exposed(str(port)) as exposed:
+        exposed.run(status)
+        found = scraped(port)
+    assert 0 < found["serve_hospital_lease_seconds", "west"] <= 60
+    assert ("serve_hospital_lease_seconds", "east") not in found
+    assert ("serve_hospital_silence_seconds", "west") not in found  # never heard
 
 
 def test_how_each_sentence_is_counted(tmp_path: Path) -> None:
