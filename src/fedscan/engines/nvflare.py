@@ -20,6 +20,11 @@ from fedscan.engines.kept import Home, Kept, interpreter
 
 MEMBER = "member.json"
 MANNER = Manner(part=8 << 20, flight=2)
+LEAN = {  # what glibc keeps of parts that are free again; by itself it would keep more and more
+    "MALLOC_ARENA_MAX": "2",
+    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
+    "MALLOC_TRIM_THRESHOLD_": str(64 << 20),
+}
 COURIER = "fedscan.engines.nvflare_courier"
 KEPT = ("PATH", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH")  # of the environment; anything else is no business of it
 
@@ -139,7 +144,7 @@ class Engine(Kept):
         trust = {"SSL_CERT_FILE": json.loads((self.folder / MEMBER).read_text())["root"],
                  "SSL_CERT_DIR": str(self.folder / "none")}  # fmt: skip
         kept = {name: os.environ[name] for name in KEPT if name in os.environ}
-        return {**kept, **trust, "HOME": str(self.folder), "OMP_NUM_THREADS": "1"}
+        return {**kept, **trust, **LEAN, "HOME": str(self.folder), "OMP_NUM_THREADS": "1"}
 
     def port(self) -> int:
         """The coordinator's port; a site has none."""
