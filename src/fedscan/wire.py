@@ -12,7 +12,7 @@ import os
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -104,7 +104,8 @@ def pack(message: Mapping[str, Any]) -> Parcel:
     """
     packer = _Packer()
     tree = packer.walk(message, "", 0)
-    header = dumps({**packer.entries, "__metadata__": {"message": dumps(tree)}}).encode()
+    metadata = f'"__metadata__":{dumps({"message": dumps(tree)})}'
+    header = f"{{{','.join([*packer.entries, metadata])}}}".encode()
     header += b" " * (-len(header) % 8)
     return Parcel(len(header).to_bytes(8, "little") + header, tuple(packer.leaves), tuple(packer.runs))
 
@@ -113,7 +114,7 @@ class _Packer:
     """Walks a tree and lays its leaves one after another. (Nested functions would keep the leaves in a cycle.)"""
 
     def __init__(self) -> None:
-        self.entries: dict[str, Any] = {}
+        self.entries: list[str] = []
         self.leaves: list[Tensor] = []
         self.runs: list[tuple[int, int]] = []
         self.offset = 0
@@ -142,10 +143,15 @@ class _Packer:
         if leaf.dtype not in NAMES:
             raise TypeError(f"{path}: a tensor of {leaf.dtype} cannot travel")
         begin, self.offset = self.offset, self.offset + leaf.numel() * leaf.element_size()
-        self.entries[path] = {
-            "dtype": NAMES[leaf.dtype], "shape": list(leaf.shape), "data_offsets": [begin, self.offset]
-        }  # fmt: skip
+        self.entries.append(described(path, leaf.dtype, leaf.shape, begin, self.offset))
         self.leaves.append(leaf.detach())
+
+
+@lru_cache(maxsize=1 << 14)
+def described(path: str, dtype: torch.dtype, shape: torch.Size, begin: int, end: int) -> str:
+    """A leaf's entry in the header; kept, since answer after answer has the same, and writing it costs most of all."""
+    entry = {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": [begin, end]}
+    return f"{dumps(path)}:{dumps(entry)}"
 
 
 def plain(value: Any, path: str, depth: int = 0) -> Any:
