@@ -68,9 +68,9 @@ class Between:
 
     def restart(self, name: str) -> None:
         """A new process at a site: nothing but its disk is left, on which the old one has ended what it was writing."""
-        for run in list(self.desks[name]._runs.values()) if name in self.desks else ():
-            if run.job:
-                run.job.done.wait(10.0)
+        for old in list(self.desks[name]._runs.values()) if name in self.desks else ():
+            if old.job:
+                old.job.done.wait(10.0)
         self.desks[name] = Desk(self.study, name, self.folder / name, TALK, self.seal(name), **self.options)
 
     def engine(self, carrier: Any = None, **options: Any) -> Callable[[Study, Path], Remote]:
