@@ -206,6 +206,7 @@ def test_processes_hold_no_torch_and_no_secret_in_sight(net: Net) -> None:
         environment = dict(pair.split("=", 1) for pair in (process / "environ").read_text().split("\0") if pair)
         assert set(environment) <= {
             *nvflare.KEPT,
+            *nvflare.LEAN,
             "HOME",
             "OMP_NUM_THREADS",
             "SSL_CERT_FILE",
