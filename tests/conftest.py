@@ -1,5 +1,6 @@
 """Fixtures that several test files use."""
 
+import signal
 import sys
 from pathlib import Path
 
@@ -7,6 +8,12 @@ import pytest
 
 from commands import Command, Said
 from tinystudy import write_study
+
+
+def pytest_configure() -> None:
+    """Lets Ctrl-C reach what tests start: in the background of a script it is ignored, by all children too."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
