@@ -12,7 +12,7 @@ import torch
 
 import contract
 import toy
-from between import Bad, Between
+from between import Between
 from canned import Canned, leaves, w
 from contract import BENCHES, Desk, study_of
 from fedscan import trees
@@ -27,8 +27,8 @@ from fedscan.run import run
 from fedscan.schema import Kind
 from fedscan.step import Step
 from fedscan.studyfile import build, load, read_cases
-from test_remote import order_in, record
-from test_resume import Killed, Watch, go, rows
+from test_remote import all_killed, order_in, record
+from test_resume import Killed, rows, same_after_a_kill
 from tinystudy import write_scans, write_study
 
 torch.set_num_threads(1)
@@ -228,12 +228,7 @@ def test_where_nothing_is_said_a_training_case_takes_a_second(tmp_path: Path) ->
 def test_killed_with_answers_under_way(share: float, tmp_path: Path) -> None:
     plan = toy.study(get("fedasync").make(), step=Step(lr=0.1, batch=80, moments="kept", momentum=0.9), rounds=4,
                      seconds=FAST, every=2, silent={"bergen": (2,)})  # fmt: skip
-    whole = Watch()
-    expected = go(plan, tmp_path / "whole", whole)
-    with pytest.raises(Killed):
-        go(plan, tmp_path / "cut", Watch(int(whole.seen * share)))
-    assert toy.same(go(plan, tmp_path / "cut", Watch(), resume=True), expected)
-    assert rows(tmp_path / "cut") == rows(tmp_path / "whole")
+    same_after_a_kill(plan, tmp_path, share)
 
 
 @pytest.mark.parametrize("after", [2, 5, 8])
@@ -250,11 +245,7 @@ def test_hospitals_started_anew_go_on_with_what_was_under_way(
         if seen["arrived"] == after:
             raise Killed(event)
 
-    with pytest.raises(Killed):
-        between.run(Bad(between.desks, 1), run_with={"event": kill})
-    for name in NAMES:
-        between.restart(name)
-    there = between.run(Bad(between.desks, 2), resume=True)
+    there = all_killed(between, kill)
     order = order_in(tmp_path / "run")
     assert toy.same(there, run(study, tmp_path / "local", engine=lambda s, f: Replay(s, f, order)))
     assert record(tmp_path / "run") == record(tmp_path / "local")

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import toy
-from between import Bad, Between
+from between import Between
 from contract import BENCHES, Desk, outcome, study_of
 from fedscan.engines import remote
 from fedscan.method import published
@@ -20,8 +20,8 @@ from fedscan.run import run
 from fedscan.schema import Kind, Weights
 from fedscan.site import Site
 from fedscan.step import Step
-from test_remote import record
-from test_resume import Killed, Watch, go, rows
+from test_remote import all_killed, record
+from test_resume import Killed, same_after_a_kill
 
 torch.set_num_threads(1)
 NAMES = toy.NAMES
@@ -241,12 +241,7 @@ def test_versions_and_models_are_right_after_a_kill(share: float, tmp_path: Path
     """Killed at an event, with the last one amid the gathering; to the same state, scores and turns."""
     plan = toy.study(get("braintorrent").make(), step=Step(lr=0.1, batch=80), rounds=3, every=1)
     plan = replace(plan, silent={"bergen": (2,)})
-    whole = Watch()
-    expected = go(plan, tmp_path / "whole", whole)
-    with pytest.raises(Killed):
-        go(plan, tmp_path / "cut", Watch(int(whole.seen * share)))
-    assert toy.same(go(plan, tmp_path / "cut", Watch(), resume=True), expected)
-    assert rows(tmp_path / "cut") == rows(tmp_path / "whole")
+    same_after_a_kill(plan, tmp_path, share)
 
 
 @pytest.mark.parametrize("stop", ["closed 2.2", "closed 3.4", "closed 4.1"])
@@ -262,11 +257,7 @@ def test_hospitals_started_anew_go_on_over_a_bad_carrier(
         if seen == stop:
             raise Killed(seen)
 
-    with pytest.raises(Killed):
-        between.run(Bad(between.desks, 1), run_with={"event": kill})
-    for name in NAMES:
-        between.restart(name)
-    there = between.run(Bad(between.desks, 2), resume=True)
+    there = all_killed(between, kill)
     assert toy.same(there, run(study, tmp_path / "local"))
     assert record(tmp_path / "run") == record(tmp_path / "local")
 

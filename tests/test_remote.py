@@ -3,6 +3,7 @@
 import json
 import sqlite3
 import time
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +15,11 @@ from between import Bad, Between, Straight
 from contract import BENCHES, study_of
 from fedscan.engines import remote
 from fedscan.engines.local import Replay
+from fedscan.method import State
 from fedscan.methods.registry import get
 from fedscan.run import run
 from fedscan.study import Turn
-from test_resume import PLANS
+from test_resume import PLANS, Killed
 from toy import same
 
 METHODS = (  # of different shapes
@@ -36,6 +38,18 @@ def record(folder: Path) -> list[tuple[Any, ...]]:
         scores = db.execute("SELECT * FROM scores ORDER BY 1, 2, 3, 4, 5, 6, 7, 8").fetchall()
     assert turns
     return [*turns, *scores]
+
+
+def all_killed(between: Between, kill: Callable[[str], None]) -> State:
+    """The last state of a run whose coordinator ``kill`` ends, and with it all hospitals: only disks are left of them.
+
+    Before and after, the carrier loses and repeats.
+    """
+    with pytest.raises(Killed):
+        between.run(Bad(between.desks, 1), run_with={"event": kill})
+    for name in between.study.names:
+        between.restart(name)
+    return between.run(Bad(between.desks, 2), resume=True)
 
 
 def order_in(folder: Path) -> list[Turn]:

@@ -83,14 +83,6 @@ def sizes(study: Study, folder: Path) -> tuple[int, int]:
     return letter_of(study).parcel.nbytes, answer.nbytes
 
 
-def test_a_run_in_many_parts_gives_the_same_bits(tmp_path: Path) -> None:
-    study = echo.study(drift=0.5)
-    between = Between(study, tmp_path)
-    carrier = Counting(between)
-    assert same(between.run(carrier), run(study, tmp_path / "local"))
-    assert min(carrier.acts.count("part"), carrier.acts.count("fetch")) > 100
-
-
 class Reordering(Counting):
     """Keeps each part for a while that is drawn anew, so that the next may overtake it."""
 
@@ -102,10 +94,12 @@ class Reordering(Counting):
         return super().call(site, request, seconds)
 
 
-def test_parts_that_overtake_each_other_make_the_same_bits(tmp_path: Path) -> None:
+@pytest.mark.parametrize("way", [Counting, Reordering])
+def test_a_run_in_many_parts_gives_the_same_bits(way: type[Counting], tmp_path: Path) -> None:
+    """Also where parts overtake each other."""
     study = echo.study(drift=0.5)
     between = Between(study, tmp_path)
-    carrier = Reordering(between)
+    carrier = way(between)
     assert same(between.run(carrier), run(study, tmp_path / "local"))
     assert min(carrier.acts.count("part"), carrier.acts.count("fetch")) > 100
 

@@ -68,6 +68,16 @@ def go(plan: Study, folder: Path, watch: Watch, resume: bool = False, commit_sec
     )
 
 
+def same_after_a_kill(plan: Study, folder: Path, share: float) -> None:
+    """Killed at the event after this share of all, a run goes on to the same state, scores and turns."""
+    whole = Watch()
+    expected = go(plan, folder / "whole", whole)
+    with pytest.raises(Killed):
+        go(plan, folder / "cut", Watch(int(whole.seen * share)))
+    assert same(go(plan, folder / "cut", Watch(), resume=True), expected)
+    assert rows(folder / "cut") == rows(folder / "whole")
+
+
 def rows(folder: Path) -> list[Any]:
     """The ledger without its clock."""
     db = sqlite3.connect(folder / "journal.sqlite")

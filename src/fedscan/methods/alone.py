@@ -5,17 +5,12 @@ from torch import Tensor, nn
 
 from fedscan.averaging import averaging
 from fedscan.method import Message, Method, Replies, Sites, State
-from fedscan.methods.card import Reduction, card
+from fedscan.methods.card import Reduction, card, moments_stay
 from fedscan.methods.travelling import train_on
 from fedscan.schema import Weights
 from fedscan.site import Site, copy_of, load
-from fedscan.step import Step
 
-
-def stays(step: Step) -> None:
-    """Raises ValueError where the study lets the optimiser's moments leave a site."""
-    if step.moments not in ("reset", "kept"):
-        raise ValueError(f'sites that train alone share no moments: set moments = "kept", not "{step.moments}"')
+ALONE = "sites that train alone share no moments"
 
 
 def each_alone(sites: Sites, models: dict[str, Weights]) -> dict[str, Weights]:
@@ -36,7 +31,7 @@ def each_alone(sites: Sites, models: dict[str, Weights]) -> dict[str, Weights]:
     travels="a site's own model, down and up: 4P bytes each way; no site is sent another's but for scores",
     normalisation="stays with each site's own model",
     moments="kept",
-    admits=stays,
+    admits=moments_stay(ALONE, '"kept"'),
     reduces=Reduction("cwt", alone=True),
 )
 def local_only() -> Method:
@@ -77,7 +72,7 @@ class Ensemble(nn.Module):
     travels="a site's own model down and up while training, 4P bytes each way; K models, 4KP bytes, to predict with",
     normalisation="stays with each member",
     moments="kept",
-    admits=stays,
+    admits=moments_stay(ALONE, '"kept"'),
 )
 def ensemble() -> Method:
     """p(y | v) = mean_k softmax(f(v; x_k)): sites train alone, and predict with the mean probability of all models."""

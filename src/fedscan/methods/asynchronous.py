@@ -8,23 +8,14 @@ from torch import nn
 
 from fedscan import trees
 from fedscan.method import Absent, Message, Method, Sites, State, Terms, Tree, answer, just_weights, receive
-from fedscan.methods.card import Reduction, card
+from fedscan.methods.card import Reduction, card, moments_stay
 from fedscan.methods.kinds import Clients, Fraction, NotNegative
 from fedscan.parts.extra import pull_to
 from fedscan.schema import schema_of, weights_of
 from fedscan.site import Site, fit
 from fedscan.spec import Leaves, Spec
-from fedscan.step import Step
 
 Rule = Literal["constant", "polynomial", "hinge"]
-
-
-def unmixed(step: Step) -> None:
-    """Raises ValueError where the study lets the optimiser's moments leave a site."""
-    if step.moments not in ("reset", "kept"):
-        raise ValueError(
-            f'the server mixes models and no moments: set moments = "reset" or "kept", not "{step.moments}"'
-        )
 
 
 def discount(rule: Rule, a: float | None, b: float | None) -> Callable[[int], float]:
@@ -76,7 +67,7 @@ def waited_for(sites: Sites, state: State) -> State:
     "learning of Sakib et al., ICC 2021, who send deep layers less often, and of Camajori Tedeschini et al., IEEE "
     "Access 2022, whose peers mix without a server; neither of these is done here.",
     travels="the model down and the trained model up: 4P bytes each way, per answer; a fast site answers more often",
-    admits=unmixed,
+    admits=moments_stay("the server mixes models and no moments"),
     reduces=Reduction("cwt", own={"alpha": 1.0, "rho": 0.0}, alone=True),
 )
 def fedasync(

@@ -43,6 +43,16 @@ def any_step(step: Step) -> None:
     """Admits every way of taking local steps."""
 
 
+def moments_stay(why: str, instead: str = '"reset" or "kept"') -> Callable[[Step], None]:
+    """What refuses, with a ValueError, a study that lets the optimiser's moments leave a site; ``why`` it has to."""
+
+    def hold(step: Step) -> None:
+        if step.moments not in ("reset", "kept"):
+            raise ValueError(f'{why}: set moments = {instead}, not "{step.moments}"')
+
+    return hold
+
+
 @dataclass(frozen=True)
 class Reduction:
     """When a method is another one, bit for bit.

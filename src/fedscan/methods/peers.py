@@ -6,21 +6,14 @@ from torch import nn
 
 from fedscan import trees
 from fedscan.method import Message, Method, Sites, State, Terms, Tree, answer, receive
-from fedscan.methods.card import Reduction, card
+from fedscan.methods.card import Reduction, card, moments_stay
 from fedscan.methods.kinds import Clients
 from fedscan.methods.travelling import drawn
 from fedscan.schema import schema_of
 from fedscan.site import Site, fit, load
 from fedscan.spec import Cases, Group, Leaves, Maybe, Number, Spec
-from fedscan.step import Step
 
 VERSION = Number(low=0, whole=True)  # how often a site's model has been trained
-
-
-def at_home(step: Step) -> None:
-    """Raises ValueError where the study lets the optimiser's moments leave a site."""
-    if step.moments not in ("reset", "kept"):
-        raise ValueError(f'peers hand on models and no moments: set moments = "reset" or "kept", not "{step.moments}"')
 
 
 def known_spec(terms: Terms) -> dict[str, Spec]:
@@ -136,7 +129,7 @@ def begin(model: nn.Module, names: Sequence[str]) -> State:
     several=True,
     normalisation="parameters, running statistics and counters travel and are merged; each site has those of its own "
     "model",
-    admits=at_home,
+    admits=moments_stay("peers hand on models and no moments"),
     reduces=Reduction("local-only", alone=True),
 )
 def braintorrent(wakes: Clients = None) -> Method:
