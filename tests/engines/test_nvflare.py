@@ -156,6 +156,16 @@ def test_sites_are_asked_at_once_and_answers_are_not_swapped(net: Net) -> None:
 
 
 @pytest.mark.slow
+def test_much_both_ways_at_once_goes_over_one_connection(net: Net) -> None:
+    """One thread writes while another reads, on one connection of TLS: neither may break it for the other."""
+    log, name = net.folder / "engine-hub" / "log.txt", SITES[0]
+    before = log.read_text().count("is created")
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: net.echo(name, 8 << 20), range(40)))
+    assert log.read_text().count("is created") == before
+
+
+@pytest.mark.slow
 def test_who_says_nothing_in_time_is_named(net: Net) -> None:
     net.pause = 4.0
     with pytest.raises(Lost, match=r"nothing was said within|hospital-a was not reached within"):

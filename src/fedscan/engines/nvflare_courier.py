@@ -35,7 +35,7 @@ from fedscan.engines.nvflare import MEMBER
 
 CHANNEL, TOPIC, PING, SECONDS, LOST = "fedscan", "request", "ping", "fedscan_seconds", "fedscan_lost"
 AGAIN = 0.1  # seconds until a site that is away is looked for again
-SILENCE = 30.0  # seconds without a byte after which a connection that seems up is given up
+SILENCE = 30.0  # seconds without a word after which a connection that seems up is given up
 DIAL = 5.0  # seconds that it may take to reach the coordinator
 RETRIES = (0.5, 2.0)  # seconds until a site tries that again: at first, and at most
 
@@ -216,6 +216,28 @@ def sign_with_p256() -> None:
         setattr(identity_utils, name, own)
 
 
+class Watched(SocketConnection):  # type: ignore[misc]
+    """A connection that is closed after ``SILENCE`` without a word from the server, which the courier often asks."""
+
+    def read_loop(self) -> None:
+        """Reads until the connection is closed."""
+        self.heard, over = time.monotonic(), threading.Event()
+        threading.Thread(target=self.watch, args=(over,), daemon=True).start()
+        super().read_loop()
+        over.set()
+
+    def process_frame(self, frame: Any) -> None:
+        """Takes what came."""
+        self.heard = time.monotonic()
+        super().process_frame(frame)
+
+    def watch(self, over: threading.Event) -> None:
+        """Closes what has been silent for too long."""
+        while not over.wait(1.0):
+            if time.monotonic() > self.heard + SILENCE:
+                self.close()
+
+
 def dial_soon() -> None:
     """Lets a site give up a connection that does not come about or has died without a word, and try again soon.
 
@@ -230,8 +252,8 @@ def dial_soon() -> None:
         sock = socket.create_connection(there, DIAL)
         if context:
             sock = context.wrap_socket(sock)
-        sock.settimeout(SILENCE)
-        connection = SocketConnection(sock, connector, bool(context))
+        sock.settimeout(None)  # one that may time out does not block, and TLS of Python then fails two threads at once
+        connection = Watched(sock, connector, bool(context))
         driver.add_connection(connection)
         connection.read_loop()
         connection.close()
