@@ -26,7 +26,7 @@ from fedscan.consortium.sealing import KeySeal
 from fedscan.consortium.status import LOCK, Status
 from fedscan.disk import room_in
 from fedscan.engines import alone
-from fedscan.engines.doors import Barred, Carrier, Lost, Manner
+from fedscan.engines.doors import Barred, Came, Carrier, Lost, Manner
 from fedscan.engines.envelope import Talk
 from fedscan.engines.remote import LEASE, Line, Remote
 from fedscan.heap import return_freed
@@ -72,7 +72,7 @@ class Members:
         """How the carrier carries best."""
         return self.carrier.manner
 
-    def call(self, site: str, request: bytes, seconds: float) -> bytes:
+    def call(self, site: str, request: Came, seconds: float) -> Came:
         """What the site said to the request. Raises Barred where it is no member any more, Lost where nothing came."""
         try:
             members = self.seal.roster.names("site")

@@ -11,6 +11,7 @@ from typing import Any
 from fedscan import wire
 from fedscan.engines import alone
 from fedscan.engines.desk import Desk
+from fedscan.engines.doors import Came
 from fedscan.engines.envelope import signed_part
 from fedscan.engines.remote import Lease
 
@@ -140,14 +141,14 @@ class Tally:
         """How many questions were refused."""
         return len(self._turns["refused"])
 
-    def handle(self, request: bytes) -> bytes:
+    def handle(self, request: Came) -> bytes:
         """What the desk says to a request."""
         said = self.desk.handle(request)
         with self._lock:
             self._count(request, said)
         return said
 
-    def _count(self, request: bytes, said: bytes) -> None:
+    def _count(self, request: Came, said: bytes) -> None:
         self.came += len(request)
         told = wire.loads(signed_part(said))
         if told["status"] == "unheard":

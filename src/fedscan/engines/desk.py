@@ -12,7 +12,7 @@ from typing import Any
 
 from fedscan import wire
 from fedscan.engines import envelope
-from fedscan.engines.doors import Manner
+from fedscan.engines.doors import Came, Manner
 from fedscan.engines.envelope import ANSWER, EPOCH, MOST_PART, REQUEST, Seal, Talk
 from fedscan.engines.heads import Heads
 from fedscan.engines.incoming import Incoming
@@ -86,7 +86,7 @@ class Desk:
         else:
             self.beats += 1
 
-    def handle(self, request: bytes) -> bytes:
+    def handle(self, request: Came) -> bytes:
         """What the site says to a request. Whatever is wrong with it is said in one sentence, and nothing is done."""
         run, body = "", b""
         try:

@@ -20,7 +20,9 @@ from typing import Any, Protocol
 FILE = "door.json"
 MOST_HEADER = 64 << 10
 MOST_BODY = 80 << 20  # of one frame; larger messages go in parts
-Forward = Callable[[str, bytes, float], bytes]  # site, request and seconds to wait; raises Lost
+Came = bytes | bytearray
+Data = Came | memoryview  # nobody writes into it any more
+Forward = Callable[[str, Any, float], Data]  # site, request and seconds to wait; raises Lost
 
 
 class Lost(Exception):
@@ -52,12 +54,12 @@ class Carrier(Protocol):
 
     @property
     def manner(self) -> Manner: ...
-    def call(self, site: str, request: bytes, seconds: float) -> bytes:
+    def call(self, site: str, request: Came, seconds: float) -> Came:
         """What the site said to the request. Raises Lost where nothing came within ``seconds``."""
         ...
 
 
-def put(sock: socket.socket, header: Mapping[str, Any], body: bytes | memoryview = b"") -> None:
+def put(sock: socket.socket, header: Mapping[str, Any], body: Data = b"") -> None:
     """Sends one frame: the lengths of both parts (4 and 8 bytes), the header as JSON, the body."""
     text = json.dumps(header).encode()
     sock.sendall(len(text).to_bytes(4, "big") + len(body).to_bytes(8, "big") + text)
@@ -65,8 +67,14 @@ def put(sock: socket.socket, header: Mapping[str, Any], body: bytes | memoryview
         sock.sendall(body)
 
 
-def take(sock: socket.socket, most: int = MOST_BODY) -> tuple[dict[str, Any], bytes]:
+def take(sock: socket.socket, most: int = MOST_BODY) -> tuple[dict[str, Any], bytearray]:
     """The next frame. Raises Lost where the other side has gone, or announces more than ``most`` bytes."""
+    told, length = announced(sock, most)
+    return told, exactly(sock, length)
+
+
+def announced(sock: socket.socket, most: int = MOST_BODY) -> tuple[dict[str, Any], int]:
+    """The header of the next frame, and how many bytes its body has, which are still to be taken. Raises Lost."""
     lengths = exactly(sock, 12)
     header, body = int.from_bytes(lengths[:4], "big"), int.from_bytes(lengths[4:], "big")
     if header > MOST_HEADER or body > most:
@@ -77,17 +85,18 @@ def take(sock: socket.socket, most: int = MOST_BODY) -> tuple[dict[str, Any], by
         raise Lost("a frame without a proper header came") from e
     if not isinstance(told, dict):
         raise Lost("a frame without a proper header came")
-    return told, bytes(exactly(sock, body))
+    return told, body
 
 
 def exactly(sock: socket.socket, length: int) -> bytearray:
     """That many bytes."""
-    data = bytearray()
-    while len(data) < length:
-        piece = sock.recv(min(length - len(data), 1 << 20))
-        if not piece:
-            raise Lost("the connection was closed")
-        data += piece
+    data, at = bytearray(length), 0
+    with memoryview(data) as view:
+        while at < length:
+            came = sock.recv_into(view[at:])
+            if not came:
+                raise Lost("the connection was closed")
+            at += came
     return data
 
 
@@ -97,7 +106,7 @@ class Door:
     ``answer`` runs in a thread of its caller's connection, several at a time.
     """
 
-    def __init__(self, folder: Path, answer: Callable[[dict[str, Any], bytes], bytes]) -> None:
+    def __init__(self, folder: Path, answer: Callable[[dict[str, Any], Any], Data]) -> None:
         self.folder, self.answer, self.token = folder, answer, secrets.token_hex(16)
         self._open: set[socket.socket] = set()
         self._listening = socket.create_server(("127.0.0.1", 0))
@@ -129,10 +138,11 @@ class Door:
 
     def _exchange(self, sock: socket.socket) -> bool:
         """Answers one frame, and keeps nothing of it; whether the caller may send another."""
-        header, body = take(sock)
+        header, length = announced(sock)
         if not secrets.compare_digest(str(header.get("token")).encode(), self.token.encode()):
             put(sock, {"lost": "the caller does not know this door's token"})
             return False
+        body = exactly(sock, length)
         try:
             put(sock, {}, self.answer(header, body))
         except Lost as e:
@@ -154,7 +164,7 @@ class Knock:
     def __init__(self, folder: Path) -> None:
         self.folder, self._mine = folder, threading.local()
 
-    def call(self, header: Mapping[str, Any], body: bytes, seconds: float) -> bytes:
+    def call(self, header: Mapping[str, Any], body: Data, seconds: float) -> Came:
         """What is said behind the door. Raises Lost where nobody opens, or nothing is said within ``seconds``."""
         try:
             sock, token = self._connected(seconds)
@@ -202,7 +212,7 @@ class Doors:
     def __init__(self, folders: Mapping[str, Path]) -> None:
         self._knocks = {site: Knock(folder) for site, folder in folders.items()}
 
-    def call(self, site: str, request: bytes, seconds: float) -> bytes:
+    def call(self, site: str, request: Came, seconds: float) -> Came:
         """What the site said to the request. Raises Lost."""
         return self._knocks[site].call({}, request, seconds)
 
@@ -213,7 +223,7 @@ class Relayed:
     def __init__(self, folder: Path, manner: Manner = Manner()) -> None:
         self._knock, self.manner = Knock(folder), manner
 
-    def call(self, site: str, request: bytes, seconds: float) -> bytes:
+    def call(self, site: str, request: Came, seconds: float) -> Came:
         """What the site said to the request. Raises Lost."""
         return self._knock.call({"site": site, "seconds": seconds}, request, seconds + 5.0)
 
@@ -223,7 +233,7 @@ def relay(folder: Path, forward: Forward) -> Door:
     return Door(folder, lambda header, body: forward(str(header["site"]), body, float(header["seconds"])))
 
 
-def hand_in(folder: Path, request: bytes, seconds: float) -> bytes:
+def hand_in(folder: Path, request: Data, seconds: float) -> Came:
     """Hands a request that an engine has brought to the site whose door is in ``folder``; returns what it says.
 
     For an engine's process at a site. A site that is just starting again is waited for. Raises Lost.

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from fedscan import __version__
+from fedscan.engines.doors import Came, Data
 from fedscan.spec import Refused
 
 PROTOCOL = 1
@@ -48,7 +49,7 @@ class Talk:
     coordinator: str
 
 
-def sealed(kind: str, header: Mapping[str, Any], body: bytes | memoryview, talk: Talk, to: str, seal: Seal) -> bytes:
+def sealed(kind: str, header: Mapping[str, Any], body: Data, talk: Talk, to: str, seal: Seal) -> bytes:
     """A request or an answer as bytes: the length of its header (4 bytes), the signed header, the body."""
     whole = {
         **header, "kind": kind, "protocol": PROTOCOL, "fedscan": __version__, "study": talk.study, "run": talk.run,
@@ -58,13 +59,13 @@ def sealed(kind: str, header: Mapping[str, Any], body: bytes | memoryview, talk:
     return b"".join((len(text).to_bytes(4, "big"), text, body))
 
 
-def opened(kind: str, data: bytes, talk: Talk, sender: str, seal: Seal) -> tuple[dict[str, Any], memoryview]:
+def opened(kind: str, data: Came, talk: Talk, sender: str, seal: Seal) -> tuple[dict[str, Any], memoryview]:
     """The header and the body of a request or an answer. Raises Refused, in one sentence, for any that is not whole,
     not from ``sender``, not to this member, or of another study, run or version."""
     length = int.from_bytes(data[:4], "big")
     if len(data) < 4 or length > min(MOST_HEADER, len(data) - 4):
         raise Refused(f"what came has {len(data)} bytes and is no {kind}: it was cut on its way, or is not fedscan's")
-    who, found = seal.signer(data[4 : 4 + length], kind)
+    who, found = seal.signer(bytes(data[4 : 4 + length]), kind)
     header, body = dict(found), memoryview(data)[4 + length :]
     if header.get("protocol") != PROTOCOL or header.get("fedscan") != __version__:
         theirs = f"{str(header.get('fedscan'))[:20]} (protocol {str(header.get('protocol'))[:9]})"
@@ -85,7 +86,7 @@ def opened(kind: str, data: bytes, talk: Talk, sender: str, seal: Seal) -> tuple
     return header, body
 
 
-def signed_part(data: bytes) -> str:
+def signed_part(data: Came) -> str:
     """The signed header of a request or an answer, as it was signed."""
     return data[4 : 4 + int.from_bytes(data[:4], "big")].decode(errors="replace")
 
@@ -96,6 +97,6 @@ def plain(text: object) -> str:
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in normal)
 
 
-def mark(data: bytes) -> str:
+def mark(data: Came) -> str:
     """SHA-256 of a request's header, by which its answer names it: the header says what the body is."""
     return hashlib.sha256(data[: 4 + int.from_bytes(data[:4], "big")]).hexdigest()

@@ -16,7 +16,7 @@ from flwr.app import Array, ArrayRecord, Error, Message, RecordDict  # type: ign
 from flwr.clientapp import ClientApp  # type: ignore[import-not-found,unused-ignore]
 from flwr.serverapp import ServerApp  # type: ignore[import-not-found,unused-ignore]
 
-from fedscan.engines.doors import Knock, Lost, hand_in, relay
+from fedscan.engines.doors import Data, Knock, Lost, hand_in, relay
 from fedscan.engines.flower import DOOR, GATE
 
 SPARE = 5.0  # seconds of a call that are left for its way
@@ -65,7 +65,7 @@ class Bringer:
             raise Lost(f"{site} is just joining")
         return key, self._ids[key]
 
-    def forward(self, site: str, request: bytes, seconds: float) -> bytes:
+    def forward(self, site: str, request: Data, seconds: float) -> bytes:
         """What the site says to a request. Raises Lost."""
         if not site:  # who is there?
             return json.dumps(sorted(self._nodes)).encode()
@@ -76,7 +76,7 @@ class Bringer:
         except Exception as e:  # Flower raises what its HTTP client raises
             raise Lost(f"Flower did not bring it to {site}: {type(e).__name__}: {e}") from e
 
-    def _brought(self, site: str, request: bytes, seconds: float) -> bytes:
+    def _brought(self, site: str, request: Data, seconds: float) -> bytes:
         until = time.monotonic() + seconds
         key, node = self._node(site)
         heard = self._heard.get(site, 0)
@@ -116,9 +116,9 @@ def receive(message: Any, context: Any) -> Any:
         return Message(Error(LOST, str(e)), reply_to=message)
 
 
-def packed(data: bytes) -> Any:
+def packed(data: Data) -> Any:
     """Bytes as Flower brings them: an array, for it handles each byte of other values by itself."""
-    return RecordDict({RECORD: ArrayRecord({RECORD: Array("uint8", (len(data),), "raw", data)})})
+    return RecordDict({RECORD: ArrayRecord({RECORD: Array("uint8", (len(data),), "raw", bytes(data))})})
 
 
 def unpacked(content: Any) -> bytes:

@@ -5,6 +5,7 @@ from bisect import bisect_right
 from collections.abc import Collection
 from typing import Any
 
+from fedscan.engines.doors import Data
 from fedscan.recorded import Letter
 from fedscan.wire import Parcel
 
@@ -44,8 +45,8 @@ class Outgoing:
             sha.update(chunk)
         return sha.hexdigest()
 
-    def part(self, at: int, most: int) -> bytes:
-        """The bytes of the payload from ``at`` on, ``most`` of them at most."""
+    def part(self, at: int, most: int) -> Data:
+        """The bytes of the payload from ``at`` on, ``most`` of them at most; where they lie, if it is one place."""
         found, left = [], most
         i = bisect_right(self._starts, at) - 1
         while left and i < len(self._chunks):
@@ -53,7 +54,7 @@ class Outgoing:
             found.append(piece)
             left -= len(piece)
             i += 1
-        return b"".join(found)
+        return found[0] if len(found) == 1 else b"".join(found)
 
 
 def cut(parcel: Parcel, known: Collection[str]) -> tuple[list[Any], list[Any]]:

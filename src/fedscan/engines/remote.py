@@ -21,7 +21,7 @@ from typing import Any
 
 from fedscan import wire
 from fedscan.engines import envelope
-from fedscan.engines.doors import Barred, Carrier, Lost
+from fedscan.engines.doors import Barred, Carrier, Data, Lost
 from fedscan.engines.envelope import ANSWER, EPOCH, MOST_PART, REQUEST, Seal, Talk
 from fedscan.engines.incoming import LACKS
 from fedscan.engines.outgoing import Outgoing
@@ -61,7 +61,7 @@ class Line:
         self._pool = ThreadPoolExecutor(carrier.manner.flight, f"to {site}")
 
     def say(
-        self, header: Mapping[str, Any], body: bytes | memoryview = b"", wait: float = 0.0, most: float = math.inf
+        self, header: Mapping[str, Any], body: Data = b"", wait: float = 0.0, most: float = math.inf
     ) -> tuple[dict[str, Any], memoryview, str]:
         """What the site says, which may take it ``wait`` seconds, and ``most`` with the way there and back: the
         header, the body, and the header as the site signed it.
@@ -70,7 +70,7 @@ class Line:
         """
         return self._brought(self._sealed(header, body, wait), min(wait + SLACK, most))
 
-    def flow(self, things: Iterable[tuple[Mapping[str, Any], bytes]]) -> Generator[tuple[dict[str, Any], memoryview]]:
+    def flow(self, things: Iterable[tuple[Mapping[str, Any], Data]]) -> Generator[tuple[dict[str, Any], memoryview]]:
         """What the site says to one thing after another, in their order; several are under way at once.
 
         Raises Lost as ``say`` does; what was under way then has come to its end too.
@@ -90,7 +90,7 @@ class Line:
         """Tries larger parts again, where smaller ones had to do."""
         self.part = min(2 * self.part, self.carrier.manner.part, MOST_PART)
 
-    def _sealed(self, header: Mapping[str, Any], body: bytes | memoryview, wait: float = 0.0) -> bytes:
+    def _sealed(self, header: Mapping[str, Any], body: Data, wait: float = 0.0) -> bytes:
         self._number += 1
         whole = {**header, "number": self._number, "wait": wait}
         return envelope.sealed(REQUEST, whole, body, self.talk, self.site, self.seal)
@@ -272,7 +272,7 @@ class Remote:
         if total <= line.part:
             return
 
-        def parts(at: int) -> Iterator[tuple[Mapping[str, Any], bytes]]:
+        def parts(at: int) -> Iterator[tuple[Mapping[str, Any], Data]]:
             while at < total and not self._closing.is_set() and not lease.over:
                 data = out.part(at, line.part)
                 yield {"act": "part", "payload": payload, "at": at, "total": total}, data
@@ -313,7 +313,7 @@ class Remote:
         turn = [letter.turn.round, letter.turn.call]
         with partial.open("ab") as file:
 
-            def parts(at: int) -> Iterator[tuple[Mapping[str, Any], bytes]]:
+            def parts(at: int) -> Iterator[tuple[Mapping[str, Any], Data]]:
                 while at < size:
                     part = min(line.part, size - at)
                     yield {"act": "fetch", "turn": turn, "answered": digest, "at": at, "part": part}, b""
