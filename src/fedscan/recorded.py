@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 
 from fedscan import wire
-from fedscan.heap import release_freed
+from fedscan.heap import give_back, release_freed
 from fedscan.journal import Journal, Row
 from fedscan.memory import Base, Damaged, read_sound
 from fedscan.method import Absent, Message, Question, Replies, State, Tree
@@ -209,6 +209,8 @@ class Recorded:
                 self.commit()  # the call stays open: when the run is resumed, the missing are asked again
                 raise Absent(missing, question.name)
             self.journal.close_call(self.round, call, missing)
+        for letter in letters.values():  # while answers are merged, what was sent need not lie in memory too
+            give_back(letter.parcel.leaves if letter.parcel.nbytes >= COMMIT_BYTES else ())
         if len(replies) < need:
             raise Absent(missing, question.name)
         return Replies(replies, missing, resident)

@@ -20,6 +20,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from fedscan.heap import give_back
 from fedscan.schema import Kind, Leaf, Schema, Weights
 
 SMALL = 1 << 15  # entries: smaller leaves are folded many in one call
@@ -114,6 +115,8 @@ class Fold:
     def add(self, leaves: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]], share: float) -> None:
         """Fold in one tree, whole or as a stream of (name, leaf) in any order, with its share (such as its cases).
 
+        What lies in a file is held in memory a leaf at a time.
+
         ValueError for a share that is negative or not finite, and for leaves that do not fit the schema.
         """
         weight = _weights([share], self._total)[0]
@@ -130,10 +133,12 @@ class Fold:
             mean = self._mean.get(name)
             if mean is None:
                 self._mean[name] = _start(leaf)
+                give_back([leaf])
             elif kept.kind is Kind.COUNTER:
                 torch.maximum(mean, leaf.to(mean.device), out=mean)
             elif name in self._large:
                 _pull(mean.view(-1), leaf.reshape(-1), weight)
+                give_back([leaf])
             else:  # small leaves wait for each other and go in one call
                 means.append(mean)
                 ready = leaf.dtype == mean.dtype and leaf.device == mean.device  # asking is faster than converting

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedscan.heap import note_mapped
 from fedscan.schema import Kind, Weights
 from fedscan.spec import Refused, Room, Spec, room
 
@@ -216,6 +217,8 @@ def unpack(
     """
     buffer = data if isinstance(data, np.ndarray | Pieces) else np.frombuffer(data, np.uint8)
     entries, tree, start = read_header(buffer, untold if spec is None else room(spec).at_most(MOST))
+    for piece in buffer.pieces if isinstance(buffer, Pieces) else [buffer]:
+        note_mapped(piece)
     reader = _Reader(buffer, start, entries)
     try:
         message = reader.walk(tree, "", 0)
