@@ -1,5 +1,6 @@
 """serve, join, status and stop as users give them: the commands of the page, in processes of their own."""
 
+import io
 import json
 import os
 import re
@@ -16,6 +17,8 @@ from pathlib import Path
 import pytest
 
 from commands import Command, Said, refused
+from fedscan.cli import between
+from fedscan.consortium.joining import hold_alone
 from fedscan.engines.kept import free_port
 from fedscan.ledger import read_record
 
@@ -183,6 +186,13 @@ def test_who_cannot_take_part_is_told_why(fedscan: Command, tmp_path: Path) -> N
     said = fedscan(*east, "other.toml")
     refused(said, "'balls' is proposed here (nobody has decided on it): read what is asked, and agree with `fedscan")
     assert "desk asks east to take part, together with west." in said.out
+    assert "which was approved last:\n- 1 more round\n- train.rounds is 5, was 4\n" in said.out
+    assert fedscan(*east, "other.toml", "--json").out == ""
+    policy = tmp_path / "sites/east/policy.toml"
+    allows = policy.read_text()
+    policy.write_text(allows.replace("least_cases = 20", "least_cases = 30"))
+    refused(fedscan(*east), "your policy refuses it: You have 24 cases that can be used, and the policy asks for at")
+    policy.write_text(allows)
     fedscan("site", "reject", "study.toml", "--folder", "sites/west", "--why", "no time")
     refused(fedscan(*west, "study.toml"), "'balls' is rejected here (no time)")
     refused(fedscan(*west), "west has agreed to no study yet")
@@ -193,6 +203,38 @@ def test_who_cannot_take_part_is_told_why(fedscan: Command, tmp_path: Path) -> N
     fedscan("consortium", "revoke", "east", "--why", "the key was stolen", "--folder", "root")
     assert fedscan("site", "import", "root/roster.json", "--folder", "sites/east").code == 2
     assert fedscan("site", "import", "root/roster.json", "--folder", "desk").code == 0
+
+
+def test_who_sits_at_a_terminal_is_asked_for_a_yes(
+    fedscan: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared(fedscan, tmp_path)
+    (tmp_path / "other.toml").write_text(blocks("toml")[0].replace("rounds = 4", "rounds = 5"))
+    east = [*commands("5. Run it", "Between real machines")[0], "other.toml"]
+    signed = tmp_path / "sites/east/approvals"
+    monkeypatch.setattr(between, "at_terminal", lambda: True)
+    busy = "another `fedscan join` is at work in sites/east"
+    with hold_alone(tmp_path / "sites/east"):  # so that it goes no further than the yes
+        for typed in ("n\n", "\n", "what?\nno\n"):
+            monkeypatch.setattr(sys, "stdin", io.StringIO(typed))
+            said = fedscan(*east)
+            refused(said, "'balls' is proposed here (nobody has decided on it): read what is asked, and agree with")
+            assert "It is proposed: nobody has decided on it.\n\nDoes east agree to exactly this? [y/N]:" in said.out
+        monkeypatch.setattr(sys, "stdin", io.StringIO(""))  # Ctrl-C, or Ctrl-D
+        assert fedscan(*east).code == 130
+        monkeypatch.setattr(sys, "stdin", io.StringIO("y\n"))
+        refused(fedscan(*east, "--json"), "read what is asked, and agree with")  # a program is not asked
+        assert len(list(signed.iterdir())) == 1
+        refused(fedscan(*east), busy)
+        assert len(list(signed.iterdir())) == 2
+        said = fedscan(*east)  # it has agreed, and is told again what to
+        refused(said, busy)
+        assert "Asked once a round, in 5 rounds." in said.out
+        assert "It is approved: by east on" in said.out
+        assert "[y/N]" not in said.out
+        policy = tmp_path / "sites/east/policy.toml"
+        policy.write_text(policy.read_text().replace("least_cases = 20", "least_cases = 30"))
+        refused(fedscan(*east), "your policy refuses it")  # no yes can be given to that
 
 
 def test_a_hospital_that_failed_is_a_sentence_and_can_be_gone_on_with() -> None:

@@ -91,7 +91,6 @@ def dash(value: Any) -> str:
 def study(what: WHAT, folder: FOLDER, json: JSON = False) -> None:
     """Show what a study will ask, what would leave, how that differs from the last yes, and what the policy refuses."""
     from fedscan.consortium.proposals import office
-    from fedscan.consortium.words import words
 
     at = office(folder)
     file = at.study(what)
@@ -100,6 +99,15 @@ def study(what: WHAT, folder: FOLDER, json: JSON = False) -> None:
     if json:
         common.print_json({"asks": found.asks.plain(), **told(found)})
         return
+    show(found)
+    print()
+    common.where(study=mark)
+
+
+def show(found: "Proposal") -> None:
+    """Prints what a study will ask, how that differs from the last yes, what the policy refuses, and how it stands."""
+    from fedscan.consortium.words import words
+
     print(words(found.asks))
     if found.last:
         print(f"Compared with {found.last.asks.study!r}, {found.last.study[:12]}, which was approved last:")
@@ -108,8 +116,7 @@ def study(what: WHAT, folder: FOLDER, json: JSON = False) -> None:
         print("No other study was approved before, so there is none to compare it with.\n")
     if found.refused:
         print("Your policy refuses:\n" + "".join(f"- {sentence}\n" for sentence in found.refused))
-    print(f"It is {found.standing.state}: {found.standing.why}.\n")
-    common.where(study=mark)
+    print(f"It is {found.standing.state}: {found.standing.why}.")
 
 
 def told(found: "Proposal") -> dict[str, Any]:

@@ -1,16 +1,22 @@
 """Commands that carry out a study between hospitals: the coordinator's, and those of a hospital."""
 
 import os
+import shlex
 import signal
+import sys
 import time
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from fedscan.cli import common
 from fedscan.cli.running import CACHE, JSON, OUT, RUN, SET, ended, resuming, settings
+
+if TYPE_CHECKING:
+    from fedscan.consortium.proposals import Office, Proposal
+    from fedscan.studyfile import StudyFile
 
 FOLDER = Annotated[Path, typer.Option(metavar="DIR", help="The member's folder.")]
 STUDY = Annotated[Path, typer.Argument(metavar="STUDY.toml", help="The study file.")]
@@ -111,7 +117,6 @@ def join(
     from fedscan.consortium.prometheus import Exposed
     from fedscan.consortium.proposals import office
     from fedscan.consortium.status import Log, Tally
-    from fedscan.consortium.words import words
     from fedscan.engines.doors import Door
 
     at = office(folder)
@@ -120,14 +125,7 @@ def join(
     if engine != "loopback":
         address(server)
     file = at.study(study) if study else joining.last_agreed(at)
-    found = at.proposal(file)
-    if found.standing.state != "approved":
-        print(words(found.asks))
-        at.keep(file)
-        raise ValueError(
-            f"{found.asks.study!r} is {found.standing.state} here ({found.standing.why}): read what is asked, and "
-            f"agree with `fedscan site approve {found.asks.hash[:12]} --folder {folder}`"
-        )
+    found = agreed(at, file, ask=not json)
     with joining.hold_alone(folder), Exposed(metrics) as exposed:
         log = Log(folder / "join.log", json)
         desk = joining.desk(at, joining.ready(at, file, found.asks, cache, common.progress), log)
@@ -145,6 +143,45 @@ def join(
             raise typer.Exit(common.INTERRUPTED) from None
         finally:
             door.close()
+
+
+def agreed(at: "Office", file: "StudyFile", ask: bool) -> "Proposal":
+    """Shows what a study will ask, and returns it where the hospital agrees: by a signed yes, or one given here.
+
+    Whoever sits at a terminal can give it. Raises ValueError where there is none. ``ask`` False: nothing is printed.
+    """
+    from fedscan.cli.agreeing import show
+    from fedscan.consortium import approval
+
+    found, name = at.proposal(file), at.home.name
+    if ask:
+        show(found)
+    if found.standing.state == "approved":
+        return found
+    mark = at.keep(file)
+    if ask and not found.refused and at_terminal() and consent(f"\nDoes {name} agree to exactly this?"):
+        approval.decide(at.home, found.asks, at.policy, found.refused, who=name)
+        return at.proposal(file)
+    folder = shlex.quote(str(at.home.folder))
+    what = (
+        f"your policy refuses it: {found.refused[0]}"
+        if found.refused
+        else f"read what is asked, and agree with `fedscan site approve {mark[:12]} --folder {folder}`"
+    )
+    raise ValueError(f"{found.asks.study!r} is {found.standing.state} here ({found.standing.why}): {what}")
+
+
+def at_terminal() -> bool:
+    """Whether somebody sits there who reads and answers."""
+    return sys.stdin.isatty() and sys.stdout.isatty()
+
+
+def consent(question: str) -> bool:
+    """Whether the user says yes; Ctrl-C ends the command."""
+    try:
+        return typer.confirm(question)
+    except typer.Abort:
+        raise typer.Exit(common.INTERRUPTED) from None
 
 
 def status(run: RUN, json: JSON = False) -> None:
