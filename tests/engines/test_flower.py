@@ -190,7 +190,7 @@ def test_what_is_lost_says_why(net: Net) -> None:
 @pytest.mark.parametrize(
     "killed",
     [
-        "hub flwr-serverapp, hospital-a flower-supernode",
+        "hub flwr-serverapp, hospital-a --node",
         "hub flower-superlink",
         "hub flower-superexec, hospital-a flower-superexec, hospital-b --quick",
         "hospital-a fork-of--quick",
@@ -359,10 +359,10 @@ def test_the_gate_lets_in_members_that_it_was_told_of_and_nobody_else(guarded: G
     Link.asked.clear()
     assert spoken(guarded.gate.port, None, "/v1/fleet/register-node") == ""
     assert spoken(guarded.gate.port, stranger, "/v1/fleet/register-node") == ""
-    assert guarded.ask("hospital-b", "register-node") == ""  # of the consortium, and not on the roster of this study
-    assert guarded.ask("hub", "register-node") == ""
+    assert guarded.ask("hospital-b", "register-node") == "403"  # of the consortium, and not on the roster of this study
+    assert guarded.ask("hub", "register-node") == "403"
     guarded.front.members = {}
-    assert guarded.ask("hospital-a", "register-node") == ""  # revoked
+    assert guarded.ask("hospital-a", "register-node") == "403"  # revoked
     assert Link.asked == []
 
 

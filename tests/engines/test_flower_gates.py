@@ -41,6 +41,7 @@ class Way:
 
     inner: SiteGate
     network: Proxy
+    outer: Gate
 
     def ask(self, body: bytes, act: str = "push-object", seconds: float = 30.0) -> bytes:
         node = http.client.HTTPConnection("127.0.0.1", self.inner.port, timeout=seconds)
@@ -60,7 +61,7 @@ def way(monkeypatch: pytest.MonkeyPatch) -> Iterator[Way]:
     network = Proxy(outer.port, seed=3)
     dial = lambda: socket.create_connection(("127.0.0.1", network.port), 5.0)  # noqa: E731
     inner = SiteGate(("127.0.0.1", 0), dial, lambda bundle: True)
-    yield Way(inner, network)
+    yield Way(inner, network, outer)
     inner.close()
     network.close()
     outer.close()
@@ -132,3 +133,19 @@ def test_a_site_has_room_for_so_many_long_requests(way: Way, monkeypatch: pytest
     with pytest.raises((http.client.HTTPException, ConnectionError)):
         way.ask(bytes(1 << 20))
     assert Link.done == [b"short"]
+
+
+@pytest.mark.parametrize(("how", "longest"), [("barred", 30.0), ("cut", 1.0)])
+def test_who_is_not_let_in_asks_again_later_and_later(way: Way, how: str, longest: float) -> None:
+    """But a network that is gone is tried each second: it may be back at any time."""
+    waited: list[float] = []
+    way.inner._closed.wait = lambda seconds: bool(waited.append(seconds)) or len(waited) > 10  # type: ignore
+    if how == "barred":
+        way.outer.who = lambda sock: None
+    else:
+        way.network.cut()
+    with pytest.raises((http.client.HTTPException, ConnectionError)):
+        way.ask(b"word")
+    assert waited == sorted(waited)
+    assert waited[-1] == longest
+    assert Link.done == []

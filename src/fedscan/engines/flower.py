@@ -30,6 +30,7 @@ QUIET = {  # Flower calls nobody, and installs nothing
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
     "FLWR_LOG_LEVEL": "WARNING",
 }
+LARGE = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}  # each part is copied many times over, mostly into new memory
 
 
 def coordinator(home: Home, folder: Path, port: int, host: str = "0.0.0.0") -> "Engine":
@@ -85,7 +86,7 @@ class Engine(Kept):
         """Flower calls nobody and installs nothing; it finds its own commands first."""
         kept = {name: os.environ[name] for name in KEPT if name in os.environ}
         path = f"{Path(python()).parent}:/usr/local/bin:/usr/bin:/bin"
-        return {**QUIET, **kept, "PATH": path, "HOME": str(self.folder.resolve()), "OMP_NUM_THREADS": "1"}
+        return {**QUIET, **kept, "PATH": path, "HOME": str(self.folder.resolve()), "OMP_NUM_THREADS": "1", **LARGE}
 
     def port(self) -> int:
         """The port of the coordinator's gate; a site has none."""

@@ -30,16 +30,21 @@ HOLD = 20.0  # seconds that a node's question for messages is kept waiting; it g
 ABSENT = 75.0  # seconds after which a node is gone that has asked for nothing: its heart beats every 30
 SILENCE = 90.0  # seconds without a byte after which a connection is closed
 DIAL = 5.0  # seconds that it may take to reach the coordinator's gate
-AGAIN = 1.0  # seconds until it is tried again, at most
+AGAIN, LATER = 1.0, 30.0  # seconds until it is tried again, at most; and where it has said that it does not want to
 SLOWEST = 32 << 10  # bytes a second of the slowest line
 NONE = b"content-length: 0\r\nconnection: close\r\n\r\n"
 FORBIDDEN = b"HTTP/1.1 403 Forbidden\r\n" + NONE
+BARRED = b"HTTP/1.1 403 Barred\r\n" + NONE  # to a member whom the roster does not let in (any more)
 UNKNOWN = b"HTTP/1.1 401 Unauthorized\r\n" + NONE  # at this, a node ends itself, and is started again
 MARK = "fedscan-request"  # the line of a head by which a request is known that comes again
 KEPT = 32  # short answers of a site that are kept, for requests that come again
 MOST_BUNDLE = 1 << 20
 MOST_LONG = 16  # requests of a site at once that are longer than what is kept in memory
 MOST_CALLERS = 1000  # connections at once
+
+
+class Barred(Closed):
+    """The coordinator's gate does not let this member in."""
 
 
 class Once:
@@ -93,13 +98,13 @@ class Gate:
             if self.context:
                 sock = self.context.wrap_socket(sock, server_side=True)
             name = self.who(sock)
-            if name is None:
-                return
-            inside = Wire(sock, SILENCE)
+            inside = Wire(sock, 10.0 if name is None else SILENCE)
             while True:
                 asked = inside.head()
-                if asked.first[1] not in NODE:
-                    sock.sendall(FORBIDDEN)
+                if name is None:
+                    inside.body(min(asked.length, SMALL))  # what is left unread resets the connection
+                if name is None or asked.first[1] not in NODE:
+                    sock.sendall(BARRED if name is None else FORBIDDEN)
                     return
                 with self._space(name, asked.length), inside.body(asked.length) as body:
                     if not self._answer(name, asked, body, inside, way):
@@ -189,11 +194,13 @@ class SiteGate(Gate):
             while True:
                 try:
                     told, wire = way.ask(text, body, asked.length / SLOWEST)
+                    if told.text == BARRED:
+                        raise Barred
                     said = wire.body(told.length)
                     break
                 except (Closed, OSError) as e:
                     way.close()
-                    pause = min(2 * pause, AGAIN)
+                    pause = min(2 * pause, LATER if isinstance(e, Barred) else AGAIN)
                     if waiting.gone or self._closed.wait(pause):
                         raise Closed from e
                     body.seek(0)

@@ -22,6 +22,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from importlib.metadata import entry_points
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from fedscan.engines.doors import FILE, Door, Lost
@@ -32,7 +33,8 @@ from fedscan.engines.kept import HEARD, ORPHANED, free_port, lock_for_life, owne
 
 MOST_LOG = 4 << 20
 PIPE = "FEDSCAN_FLOWER_PIPE"
-QUICKLY = {"FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE": str(CHUNK), "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1"}
+CHUNKS = {"FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE": str(CHUNK)}
+QUICKLY = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1"}  # at a site, where each message is a task
 APP = """[project]
 name = "fedscan-relay"
 version = "1.0.0"
@@ -143,7 +145,7 @@ class AtCoordinator:
         write(folder / "app" / "pyproject.toml", APP)
         env = {
             **os.environ,
-            **QUICKLY,
+            **CHUNKS,
             DOOR: told["door"],
             GATE: str(folder / "gate"),
             "FLWR_HOME": str(folder / "flwr"),
@@ -213,12 +215,12 @@ class AtSite:
             os.mkfifo(pipe, 0o600)
         write(folder / "bin" / "flwr-clientapp", QUICK, 0o700)
         env = {
-            **os.environ, **QUICKLY, DOOR: told["door"], PIPE: str(pipe), "FLWR_HOME": str(folder / "flwr"),
+            **os.environ, **CHUNKS, **QUICKLY, DOOR: told["door"], PIPE: str(pipe), "FLWR_HOME": str(folder / "flwr"),
             "PATH": f"{folder / 'bin'}:{os.environ['PATH']}",
         }  # fmt: skip
         self.quick = Kept("client", ["python", "-m", KEEPER, "--quick", str(pipe)], folder, env)
         port = free_port()
-        node = ["flower-supernode", "--superlink", f"127.0.0.1:{self.gate.port}", *inside(port)]
+        node = ["python", "-m", KEEPER, "--node", "--superlink", f"127.0.0.1:{self.gate.port}", *inside(port)]
         self.node = Pair("supernode", node, port, folder, env)
 
     def tend(self, told: Mapping[str, Any]) -> None:
@@ -282,6 +284,16 @@ def start_quickly(pipe: Path) -> None:
                 sys.exit(0)
 
 
+def run_node(arguments: list[str]) -> None:
+    """Runs Flower's node, which looks for what an app has said twenty times a second, not twice."""
+    from flwr.supernode import start_client_internal as node  # type: ignore[import-not-found,unused-ignore]
+
+    (command,) = entry_points(group="console_scripts", name="flower-supernode")
+    node.time = SimpleNamespace(sleep=lambda seconds: time.sleep(seconds / 10))
+    sys.argv = ["flower-supernode", *arguments]
+    command.load()()
+
+
 def inside(port: int) -> list[str]:
     """Where a SuperLink or a SuperNode listens, and that others start its apps."""
     return ["--host", "127.0.0.1", "--port", str(port), "--insecure", "--isolation", "process"]
@@ -329,7 +341,10 @@ def keep(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "--quick":
-        start_quickly(Path(sys.argv[2]))
-    else:
-        keep(Path(sys.argv[1]))
+    match sys.argv[1:]:
+        case ["--quick", pipe]:
+            start_quickly(Path(pipe))
+        case ["--node", *arguments]:
+            run_node(arguments)
+        case [folder]:
+            keep(Path(folder))

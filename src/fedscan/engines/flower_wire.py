@@ -13,7 +13,7 @@ from tempfile import SpooledTemporaryFile
 FRESH = 2.0  # seconds for which an idle connection is used again: Flower closes it after 5
 BEAT = 3.0  # seconds until whoever waits is told that the answer is still to come
 WAIT = b"HTTP/1.1 100 Continue\r\n\r\n"
-CHUNK = 16 << 20  # bytes that Flower puts into one request at most
+CHUNK = 8 << 20  # bytes that Flower puts into one request at most
 MOST_BODY = 2 * CHUNK
 PIECE, MOST_HEAD = 256 << 10, 32 << 10
 SMALL = 256 << 10  # bytes that are kept in memory; more are a file
