@@ -35,6 +35,7 @@ def test_the_demo_of_a_consortium_runs_in_real_processes(tmp_path: Path, monkeyp
     monkeypatch.setattr(demo, "study", lambda seed: f"seed = {seed}\n{TINY}")
     page = demo.demo(tmp_path / "demo", sites=2, engine="loopback")
     assert page.exists()
+    assert "fedscan consortium demo --sites 2 --engine loopback" in page.read_text()
     record = read_record(tmp_path / "demo" / "run")
     assert {(turn.site, turn.question, turn.status) for turn in record.turns} == {
         (site, question, "answered") for site in ("alder", "birch") for question in ("learn", "evaluate")

@@ -164,6 +164,16 @@ def test_headline_sums_hospitals_patients_and_the_worst() -> None:
     assert [cell and cell.support for cell in head.sums[2].cells] == ["B", "B", "B"]
 
 
+def test_without_a_comparison_no_gain_is_spoken_of(tmp_path: Path) -> None:
+    record = replace(small([0.5, 0.7], [0.6, 0.8]), comparisons={})
+    head = tables.headline(record, tables.gains(record))
+    assert {len(row.cells) for row in (*head.sites, *head.sums)} == {1} == {len(head.columns)}
+    text = Page(write_report(record, tmp_path).read_text()).text
+    assert "no comparison with training alone" in text
+    assert "Gain over training alone" not in text
+    assert "undefined, 0/0" not in text
+
+
 def test_the_model_of_a_site_is_its_own_where_it_has_one() -> None:
     everything = [*rows("A", [0.1], "A"), *rows("A", [0.2], "B"), *rows("B", [0.3], "B"), *rows("A", [0.9])]
     assert [row.value for row in tables.home(everything)] == [0.1, 0.3]

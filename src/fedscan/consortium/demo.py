@@ -48,8 +48,13 @@ def demo(folder: Path, sites: int = 4, engine: EngineName = "nvflare", seed: int
         to_sites(engine, home, folder / DESK / engine, folder, at) as carrier,
         Show([], file.rounds, title=file.name) as show,
     ):
-        how = How((run / "journal.sqlite").exists(), command=f"fedscan consortium demo --sites {sites}", watch=show)
+        how = How((run / "journal.sqlite").exists(), command=command(sites, engine, seed), watch=show)
         return serving.serve(file, run, serving.Table(home, carrier, how=how, show=show.waiting))
+
+
+def command(sites: int, engine: EngineName, seed: int) -> str:
+    """What makes the same demo again."""
+    return f"fedscan consortium demo --sites {sites} --engine {engine}" + f" --seed {seed}" * bool(seed)
 
 
 def founded(folder: Path, sites: int, seed: int) -> tuple[str, ...]:

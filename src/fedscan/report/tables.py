@@ -181,7 +181,7 @@ def _sentence(before: Summary | None, after: Summary | None, change: Summary | N
 
 
 def headline(record: Record, found: Sequence[Gain]) -> Headline:
-    """Dice of every way of training, by hospital and in sum, and the gain over training alone."""
+    """Dice of every way of training, by hospital and in sum, and the gain where there is training alone to compare."""
     ways: dict[str, list[ScoreRow]] = {}
     others = {name: home(final(rows)) for name, rows in record.comparisons.items() if name != record.method}
     if alone := others.pop("local-only", []):
@@ -196,19 +196,21 @@ def headline(record: Record, found: Sequence[Gain]) -> Headline:
     for site in record.sites:
         cells = [estimate(table.get(site.name), unit="scores") for table in tables]
         gain = verdicts.get(site.name)
-        cells.append(estimate(gain.difference if gain else None, signed=True, unit="pairs"))
+        if found:
+            cells.append(estimate(gain.difference if gain else None, signed=True, unit="pairs"))
         sites.append(Row(site.name, cells, css=gain.css if gain else ""))
-    return Headline(list(ways), sites, _sums(list(ways.values()), change))
+    return Headline(list(ways), sites, _sums(list(ways.values()), change if found else None))
 
 
-def _sums(ways: Sequence[Sequence[ScoreRow]], change: Sequence[ScoreRow]) -> list[Row]:
-    """Macro, micro and worst site of every column."""
+def _sums(ways: Sequence[Sequence[ScoreRow]], change: Sequence[ScoreRow] | None) -> list[Row]:
+    """Macro, micro and worst site of every column; None: there is no column of gains."""
     macros = [*(estimate(macro(rows, "dice"), unit="hospitals") for rows in ways)]
     micros = [*(estimate(micro(rows, "dice"), unit="scores") for rows in ways)]
-    macros.append(estimate(macro(change, "dice"), signed=True, unit="hospitals"))
-    micros.append(estimate(micro(change, "dice"), signed=True, unit="pairs"))
+    if change is not None:
+        macros.append(estimate(macro(change, "dice"), signed=True, unit="hospitals"))
+        micros.append(estimate(micro(change, "dice"), signed=True, unit="pairs"))
     worsts: list[Cell | None] = []
-    for rows, signed in (*((rows, False) for rows in ways), (change, True)):
+    for rows, signed in (*((rows, False) for rows in ways), *([] if change is None else [(change, True)])):
         found = worst(rows, "dice")
         cell = estimate(found[1], signed=signed) if found else None
         worsts.append(Cell(cell.text, cell.interval, found[0]) if cell and found else None)
