@@ -168,7 +168,10 @@ def test_who_cannot_take_part_is_told_why(fedscan: Command, tmp_path: Path) -> N
     def at(folder: str) -> list[str]:
         return ["join", "--engine", "loopback", "--folder", folder]
 
-    refused(fedscan(*at("desk")), "desk is the folder of a coordinator: only a hospital joins")
+    mine = "desk is the folder of a coordinator: only a hospital decides on studies, and joins them."
+    for words in (at("desk"), ["site", "policy", "--folder", "desk"], ["site", "approvals", "--folder", "desk"]):
+        refused(fedscan(*words), mine)
+    assert not (tmp_path / "desk/policy.toml").exists()
     refused(fedscan("join", "--folder", "sites/east"), "say by --server where the coordinator is, such as")
     refused(fedscan("join", "--folder", "sites/east", "--server", "here"), "'here' is no address: HOST:PORT was meant")
     refused(fedscan(*at("nowhere")), "nowhere is not a member's folder: make one with")
@@ -176,7 +179,12 @@ def test_who_cannot_take_part_is_told_why(fedscan: Command, tmp_path: Path) -> N
     wrong = [*serve[:folder], "sites/east", *serve[folder + 1 :]]
     refused(fedscan(*wrong), "sites/east is the folder of a site: a study comes from the coordinator's.")
     refused(fedscan(*serve[:-4], "--out", "run"), "--engine loopback reaches hospitals on this machine only")
+    for where in ("nowhere", "scans", "sites/east"):
+        said = fedscan(*serve[:-4], "--sites", where, "--out", "run")
+        refused(said, f"{where} holds no folder of east or west: say by --sites where they lie.")
     refused(fedscan(*serve, "--resume"), "run holds no run to go on with")
+    yes = ["site", "approve", "study.toml", "--folder", "sites/east", "--until"]
+    refused(fedscan(*yes, "9999-12-31"), "--until 9999-12-31: a day was meant, such as")
     refused(fedscan("status", "run"), "run holds no run between hospitals")
     refused(fedscan("stop", "run"), "run holds no run between hospitals")
     refused(fedscan(*serve, "--set", "data.sites=['north']"), "north")

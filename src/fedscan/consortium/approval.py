@@ -187,5 +187,5 @@ def end_of(text: str) -> datetime:
     """The end of the day that "2027-03-31" names, in UTC. ValueError for what is no day."""
     try:
         return moment(f"{datetime.strptime(text, '%Y-%m-%d').date()}T00:00:00+00:00") + timedelta(days=1)
-    except ValueError as e:
+    except (ValueError, OverflowError) as e:  # the last day of the last year has no next one
         raise ValueError(f"--until {text}: a day was meant, such as 2027-03-31") from e

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
-from fedscan.consortium.member import Home
+from fedscan.consortium.member import FILE, Home
 from fedscan.engines import alone, flower, kept, nvflare
 from fedscan.engines.doors import Carrier, Doors, Relayed
 from fedscan.run import Problem
@@ -25,7 +25,10 @@ def to_sites(engine: EngineName, home: Home, folder: Path, sites: Path | None, l
     if engine == "loopback":
         if sites is None:
             raise Problem("--engine loopback reaches hospitals on this machine only: say by --sites where they lie.")
-        yield Doors({name: sites / name for name in home.roster.names("site")})
+        folders = {name: sites / name for name in home.roster.names("site")}
+        if folders and not any((folder / FILE).exists() for folder in folders.values()):
+            raise Problem(f"{sites} holds no folder of {' or '.join(folders)}: say by --sites where they lie.")
+        yield Doors(folders)
         return
     host, port = address(listen)
     taken = f"another `fedscan serve` reaches hospitals over {engine} from {home.folder}: one study at a time does so."

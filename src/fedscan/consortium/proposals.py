@@ -122,8 +122,11 @@ class Office:
 
 
 def office(folder: Path, now: datetime | None = None) -> Office:
-    """The hospital whose folder this is. Raises ValueError where there is none."""
-    return Office(member.read(folder), now_or(now))
+    """The hospital whose folder this is. Raises ValueError where there is none, or it is no hospital's."""
+    home = member.read(folder)
+    if home.role != "site":
+        raise Problem(f"{folder} is the folder of a {home.role}: only a hospital decides on studies, and joins them.")
+    return Office(home, now_or(now))
 
 
 def opened(path: Path) -> StudyFile:

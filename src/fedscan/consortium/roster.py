@@ -75,8 +75,9 @@ def without(roster: Roster, name: str, why: str, now: datetime) -> Roster:
     """The next version, in which a member is revoked. Raises ValueError where nobody of that name could be."""
     held = roster.holder(name, now)
     if held is None:
-        known = ", ".join(m.name for m in roster.lines if m.revoked is None) or "nobody"
-        raise ValueError(f"{name[:80]!r} is not a member of {roster.consortium!r} that could be revoked; {known} is")
+        names = [m.name for m in roster.lines if m.revoked is None]
+        known = f"{', '.join(names) or 'nobody'} {'are' if len(names) > 1 else 'is'}"
+        raise ValueError(f"{name[:80]!r} is not a member of {roster.consortium!r} that could be revoked; {known}")
     lines = tuple(replace(m, revoked=now, why=reason(why)) if m is held else m for m in roster.lines)
     return replace(roster, version=roster.version + 1, written=now, lines=lines)
 
@@ -85,7 +86,7 @@ def reason(why: str) -> str:
     """A reason on one line, in Unicode's form NFC. Raises ValueError where it is empty or too long."""
     text = unicodedata.normalize("NFC", " ".join(why.split()))
     if not 0 < len(text) <= LONGEST or not text.isprintable():
-        raise ValueError(f"--why takes a reason of 1 to {LONGEST} characters, which every member will read")
+        raise ValueError(f"--why takes a reason of 1 to {LONGEST} characters, for the record")
     return text
 
 
