@@ -1,14 +1,19 @@
 """Memory goes back to the system: pages of mapped files, and nothing that somebody has written."""
 
 import sys
+import time
+import weakref
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import echo
+from between import Between
 from fedscan import heap, trees, wire
 from fedscan.schema import Weights
+from hostile import SITE, letter_of
 
 ENTRIES = 1 << 20  # of a leaf, 4 MiB
 linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux gives mapped pages back and tells of them")
@@ -83,3 +88,19 @@ def test_a_part_of_a_message_that_lies_in_another_place_is_given_back_too(tmp_pa
     found = wire.unpack(wire.Pieces([np.frombuffer(bytearray(data[:half]), np.uint8), mapped]))["weights"]
     heap.give_back(found.values())
     assert [float(leaf[-1]) for leaf in found.values()] == [1.0, 2.0, 3.0, 4.0]
+
+
+def test_what_brings_messages_to_a_site_holds_none_while_it_waits(tmp_path: Path) -> None:
+    """Else a model lies in memory for nothing, and is freed by a daemon at the end of the process, which aborts it."""
+    study = echo.study((SITE,))
+    engine = Between(study, tmp_path).engine()(study, tmp_path / "run")
+    letter = letter_of(study)
+    held = weakref.ref(letter)
+    engine.send([letter])
+    assert engine.receive(started=False).file
+    del letter
+    until = time.monotonic() + 10
+    while held() is not None and time.monotonic() < until:
+        time.sleep(0.01)
+    assert held() is None
+    engine.close()

@@ -209,8 +209,6 @@ class Recorded:
                 self.commit()  # the call stays open: when the run is resumed, the missing are asked again
                 raise Absent(missing, question.name)
             self.journal.close_call(self.round, call, missing)
-        for letter in letters.values():  # while answers are merged, what was sent need not lie in memory too
-            give_back(letter.parcel.leaves if letter.parcel.nbytes >= COMMIT_BYTES else ())
         if len(replies) < need:
             raise Absent(missing, question.name)
         return Replies(replies, missing, resident)
@@ -320,6 +318,8 @@ class Recorded:
         if answer.absent or answer.refused:
             row.status, row.why = ("absent", answer.absent) if answer.absent else ("refused", answer.refused)
         else:
+            if answer.file is not None:
+                give_back(parcel.leaves)  # beside what came, what was sent need not lie in memory too
             try:
                 spec = self._spec(question)
                 tree = answer.read(spec)

@@ -198,6 +198,7 @@ class Remote:
                 found = e
             self.leases.pop(site, None)
             self._done[letter.started].put(found)
+            del letter, found  # models are large, and freed by a daemon at the end of the process they abort it
 
     def _answer(self, letter: Letter) -> Answer:
         """What a site answers, however often it has to be asked; absent once its lease has run out."""
