@@ -19,6 +19,7 @@ import pytest
 from commands import Command, Said, refused
 from fedscan.cli import between
 from fedscan.consortium.joining import hold_alone
+from fedscan.consortium.status import Reached
 from fedscan.engines.kept import free_port
 from fedscan.ledger import read_record
 
@@ -243,6 +244,26 @@ def test_who_sits_at_a_terminal_is_asked_for_a_yes(
         policy = tmp_path / "sites/east/policy.toml"
         policy.write_text(policy.read_text().replace("least_cases = 20", "least_cases = 30"))
         refused(fedscan(*east), "your policy refuses it")  # no yes can be given to that
+
+
+def test_a_coordinator_that_is_not_reached_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    now, silent = [1000.0], list[float | None]([None])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    reached = Reached("desk at fl.hospital.org:8002", said.append, lambda: silent[0])
+    lost = "desk at fl.hospital.org:8002 is not reached, for {} s: it is tried again until it is there, or Ctrl-C"
+    for at, silence, sentences in (
+        (1044, None, []), (1046, None, [lost.format(46)]), (1100, None, []), (1101, 0.2, ["{} is reached"]),
+        (1200, 30.0, []), (1216, 46.0, [lost.format(46)]), (1300, 130.0, []), (1301, 1.0, ["{} is reached"]),
+    ):  # fmt: skip
+        now[0], silent[0] = at, silence
+        reached.look()
+        assert said == [one.format(reached.who) for one in sentences], at
+        said.clear()
+    reached.since = 1301  # a new start, long after an earlier one was heard
+    now[0], silent[0] = 1302, 9999.0
+    reached.look()
+    assert said == []
 
 
 def test_a_hospital_that_failed_is_a_sentence_and_can_be_gone_on_with() -> None:

@@ -5,6 +5,7 @@ import urllib.request
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -217,7 +218,7 @@ def test_how_each_sentence_is_counted(tmp_path: Path) -> None:
         "works on learn (until 12:00:00)": "answering",
         "answers later: east answers Mon-Fri 18:00-06:00 (its time)": "away",
         "is absent: no progress for 600 s": "absent",
-        "absent learn no progress": "absent",
+        "absent learn: no progress": "absent",
         "refused learn": "answering",
     }.items():
         before = status.told["sites"]["east"]["heard"]
@@ -225,6 +226,9 @@ def test_how_each_sentence_is_counted(tmp_path: Path) -> None:
         assert status.told["sites"]["east"]["does"] == does
         assert (status.told["sites"]["east"]["heard"] != before) == sentence.startswith(SPEAKS)
     assert set(SPEAKS) < set(DOES)
+    asked = SimpleNamespace(site="east")
+    status.turn(SimpleNamespace(turn=asked, status="refused", question="learn", why="no", bytes_down=1, bytes_up=1))
+    assert status.told["sites"]["east"]["state"] == "refused learn: no"
 
 
 @pytest.mark.parametrize("where", ["", "x", ":9464", "0", "65536", "9464/", "٣", "host:", "-1"])

@@ -116,7 +116,7 @@ def join(
     from fedscan.consortium.carriers import address, heard, to_coordinator
     from fedscan.consortium.prometheus import Exposed
     from fedscan.consortium.proposals import office
-    from fedscan.consortium.status import Log, Tally
+    from fedscan.consortium.status import Log, Reached, Tally
     from fedscan.engines.doors import Door
 
     at = office(folder)
@@ -128,13 +128,16 @@ def join(
         log = Log(folder / "join.log", json)
         desk = joining.desk(at, joining.ready(at, file, found.asks, cache, common.progress), log)
         tally = Tally(desk)
-        exposed.hospital(tally, partial(heard, engine, folder))
+        silence = partial(heard, engine, folder)
+        exposed.hospital(tally, silence)
         door = Door(folder, lambda header, body: tally.handle(body))
         try:
             with to_coordinator(engine, at.home, found.asks.coordinator, server):
                 log(f"{at.home.name} is ready for {found.asks.study!r}, asked by {found.asks.coordinator}")
+                reached = Reached(f"{found.asks.coordinator} at {server}", log, silence)
                 while not desk.ended.wait(1.0):
-                    pass
+                    if engine != "loopback":
+                        reached.look()
                 time.sleep(LINGER)
         except KeyboardInterrupt:
             log("left: what was answered is kept, and joining again goes on with it")

@@ -16,6 +16,7 @@ from fedscan.engines.envelope import signed_part
 from fedscan.engines.remote import Lease
 
 STATUS, LOCK = "status.json", "serve.lock"
+QUIET = 45.0  # seconds without a byte, after which a connection is gone: engines notice one that died within 30
 DOES = {  # how a sentence about a hospital begins, and what the hospital does then
     "not heard of yet": "waited for", "is waited for": "waited for",
     "is there": "answering", "works on": "answering", "answered": "answering", "refused": "answering",
@@ -65,7 +66,7 @@ class Status:
     def turn(self, row: Any) -> None:
         """Notes what became of a question."""
         self.count([(row.turn.site, row)])
-        self.site(row.turn.site, f"{row.status} {row.question} {row.why}".strip())
+        self.site(row.turn.site, f"{row.status} {row.question}" + (f": {row.why}" if row.why else ""))
 
     def count(self, rows: Iterable[tuple[str, Any]]) -> None:
         """Adds what became of questions, each with the name of who was asked."""
@@ -114,6 +115,28 @@ class Log:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
         print(line if self.json else f"{time.strftime('%H:%M:%S', time.localtime(now))} {sentence}", flush=True)
+
+
+class Reached:
+    """Says in a hospital's log that the coordinator is not reached, and that it is again, once each time.
+
+    ``silence`` is told the seconds since the hospital's engine heard its other end; None where it has not yet.
+    """
+
+    def __init__(self, who: str, log: Callable[[str], None], silence: Callable[[], float | None]) -> None:
+        self.who, self.log, self.silence = who, log, silence
+        self.since, self.lost = time.monotonic(), False
+
+    def look(self) -> None:
+        """Looks how it is now."""
+        mine, known = time.monotonic() - self.since, self.silence()
+        silent = mine if known is None else min(mine, known)  # what was heard before the start does not count
+        lost = silent > QUIET
+        if lost and not self.lost:
+            self.log(f"{self.who} is not reached, for {silent:.0f} s: it is tried again until it is there, or Ctrl-C")
+        elif self.lost and not lost:
+            self.log(f"{self.who} is reached")
+        self.lost = lost
 
 
 class Tally:
