@@ -48,6 +48,12 @@ def test_the_demo_of_a_consortium_runs_in_real_processes(tmp_path: Path, monkeyp
         demo.demo(tmp_path / "demo", sites=3, engine="loopback")
 
 
+def test_a_folder_of_something_else_is_no_demo(tmp_path: Path) -> None:
+    (tmp_path / "study.toml").write_text("name = 'mine'\n")
+    with pytest.raises(Problem, match="holds something else, or a demo that was stopped while it began: delete it, or"):
+        demo.demo(tmp_path, sites=3, engine="loopback")
+
+
 def command(pid: str) -> str:
     try:
         return Path("/proc", pid, "cmdline").read_text()

@@ -60,8 +60,8 @@ def command(sites: int, engine: EngineName, seed: int) -> str:
 def founded(folder: Path, sites: int, seed: int) -> tuple[str, ...]:
     """The hospitals of the consortium in ``folder``, which is made the first time: whole or not at all."""
     chosen = tuple(hospital.name.lower() for hospital in hospitals(sites))
-    if (folder / "study.toml").exists():
-        there = tuple(sorted(path.parent.name for path in folder.glob("*/scans")))
+    there = tuple(sorted(path.parent.name for path in folder.glob("*/scans")))
+    if (folder / "study.toml").exists() and there:
         if there != tuple(sorted(chosen)):
             raise Problem(f"{folder} holds the demo with other hospitals ({', '.join(there)}); choose another --out.")
         return chosen
