@@ -30,7 +30,12 @@ QUIET = {  # Flower calls nobody, and installs nothing
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
     "FLWR_LOG_LEVEL": "WARNING",
 }
-LARGE = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}  # each part is copied many times over, mostly into new memory
+LARGE = {  # each part is copied many times over, and most of that time goes into getting pages and giving them back
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
+    "MALLOC_TRIM_THRESHOLD_": str(64 << 20),
+}
 
 
 def coordinator(home: Home, folder: Path, port: int, host: str = "0.0.0.0") -> "Engine":
