@@ -72,6 +72,16 @@ def test_the_key_of_the_identifiers_is_the_hospitals_alone(tmp_path: Path) -> No
         secret_of(tmp_path)
 
 
+def test_where_no_case_can_be_used_nothing_is_registered(scans: Path, tmp_path: Path) -> None:
+    register("east", scans, tmp_path, NOW)
+    before = (tmp_path / "catalogue.json").read_bytes()
+    for path in scans.glob("*_t1.nii"):
+        path.unlink()
+    with pytest.raises(Problem, match=r"none of \d+ cases can be used, so nothing is registered: .+ check` lists them"):
+        register("east", scans, tmp_path, NOW)
+    assert (tmp_path / "catalogue.json").read_bytes() == before
+
+
 def test_scans_of_other_hospitals_are_not_registered(tmp_path: Path) -> None:
     both = write_scans(tmp_path / "both", ("east", "west"), 1, side=8)
     with pytest.raises(Problem, match=r"of 2 hospitals \(east, west\); register those of 'east' only"):

@@ -86,7 +86,8 @@ class Catalogue:
 def register(site: str, scans: Path, folder: Path, now: datetime) -> Catalogue:
     """Opens every file of every case below ``scans``, and writes the catalogue into the hospital's ``folder``.
 
-    Raises Problem where the scans are of more than one hospital, and ValueError for what cannot be read as scans.
+    Raises Problem where the scans are of more than one hospital, or no case of them can be used: then nothing is
+    written. ValueError for what cannot be read as scans.
     """
     manifest = read_manifest(scans)
     if len(manifest.sites) > 1:
@@ -99,6 +100,10 @@ def register(site: str, scans: Path, folder: Path, now: datetime) -> Catalogue:
         found = check(manifest, limit=1.0)
     except TooManyLeftOutError as e:
         found = e.catalogue
+    if not found.used:
+        case, why = found.left_out[0]
+        raise Problem(f"{scans}: none of {found.expected} cases can be used, so nothing is registered: {case.name}: "
+                      f"{why.sentence} (`fedscan check` lists them all)")  # fmt: skip
     row, secret = found.sites[0], secret_of(folder)
     items = [item(case, secret) for case in found.used]
     items += [item(case, secret, reason.code, reason.sentence) for case, reason in found.left_out]
