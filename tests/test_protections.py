@@ -559,7 +559,7 @@ def test_what_an_engine_inherits_of_the_environment_is_little(
         monkeypatch.setenv(name, "1")
     for engine, known in zip(engines, before, strict=True):
         assert engine.environment() == known
-        ours = {"HOME", "OMP_NUM_THREADS", "SSL_CERT_FILE", "SSL_CERT_DIR", *flower.QUIET, *nvflare.LEAN}
+        ours = {"HOME", "OMP_NUM_THREADS", "SSL_CERT_FILE", "SSL_CERT_DIR", *flower.QUIET, *flower.LARGE, *nvflare.LEAN}
         assert set(known) <= KEPT | ours
     assert before[1]["FLWR_TELEMETRY_ENABLED"] == "0"
 
