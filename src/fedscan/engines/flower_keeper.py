@@ -262,9 +262,14 @@ def start_quickly(pipe: Path) -> None:
     client = command.load()
     # The client speaks by httpcore, and would load it anew in each fork.
     import httpcore  # type: ignore[import-not-found,unused-ignore]  # noqa: F401
+    from flwr.supercore.inflatable import inflatable_utils  # type: ignore[import-not-found,unused-ignore]
 
     import fedscan.engines.flower_apps  # noqa: F401
 
+    # It is started while its node still fetches the message, and would sleep for seconds before it looks again.
+    inflatable_utils.pull_and_inflate_object_from_tree.__kwdefaults__ |= {
+        "initial_backoff": 0.05, "backoff_cap": 0.2, "max_tries_per_object": None,
+    }  # fmt: skip
     gc.freeze()
 
     def reap(*_: object) -> None:
