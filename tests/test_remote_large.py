@@ -2,6 +2,8 @@
 
 import random
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 from contextlib import closing
@@ -385,3 +387,35 @@ def test_a_message_is_put_together_from_what_is_held_and_what_comes_in_parts(see
     fresh = Incoming(tmp_path / "fresh", 1 << 20)
     if set(before.blobs) & set(after.blobs):
         assert fresh.message(header, body) == LACKS
+
+
+STUCK = """
+import sys, threading
+from pathlib import Path
+import echo
+from between import TALK, Unsigned
+from fedscan import wire
+from fedscan.engines.doors import Manner
+from fedscan.engines.remote import Remote
+from fedscan.recorded import Letter
+from fedscan.study import Turn
+
+class Stuck:
+    manner, asked = Manner(part=64), threading.Event()
+
+    def call(self, site, request, seconds):
+        self.asked.set()
+        threading.Event().wait(120)
+
+study, carrier = echo.study(("site",)), Stuck()
+engine = Remote(study, Path(sys.argv[1]), carrier, TALK, Unsigned("coordinator"), 1)
+line = engine.lines["site"]
+threading.Thread(target=lambda: list(line.flow([({"act": "part"}, b"")])), daemon=True).start()
+carrier.asked.wait()
+engine.close()
+"""
+
+
+def test_a_process_that_is_to_end_does_not_wait_for_a_part_that_is_under_way(tmp_path: Path) -> None:
+    told = [sys.executable, "-c", STUCK, str(tmp_path)]
+    subprocess.run(told, check=True, timeout=60, cwd=Path(__file__).parent)

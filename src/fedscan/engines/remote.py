@@ -13,7 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -39,6 +39,7 @@ PROVEN = ("turn", "question", "asked", "ledger")  # what a site signs of the req
 MOST_PROOF = 16 << 10  # bytes of a signed header
 LATER = 30.0  # seconds before a site that answers at other times is asked again
 PAUSES = (0.05, 2.0)  # seconds before what was lost is asked for again: at first, and at most
+Said = tuple[dict[str, Any], memoryview, str]  # header, body, and the header as it was signed
 Tell = Callable[[str, str], None]  # site, and what it is waited for, in a sentence
 
 
@@ -58,11 +59,8 @@ class Line:
         self._any_run = replace(talk, run="")  # an answer names its request, and so the run
         self._number = epoch * EPOCH
         self.part = min(carrier.manner.part, MOST_PART)
-        self._pool = ThreadPoolExecutor(carrier.manner.flight, f"to {site}")
 
-    def say(
-        self, header: Mapping[str, Any], body: Data = b"", wait: float = 0.0, most: float = math.inf
-    ) -> tuple[dict[str, Any], memoryview, str]:
+    def say(self, header: Mapping[str, Any], body: Data = b"", wait: float = 0.0, most: float = math.inf) -> Said:
         """What the site says, which may take it ``wait`` seconds, and ``most`` with the way there and back: the
         header, the body, and the header as the site signed it.
 
@@ -75,16 +73,31 @@ class Line:
 
         Raises Lost as ``say`` does; what was under way then has come to its end too.
         """
-        under: deque[Future[tuple[dict[str, Any], memoryview, str]]] = deque()
+        flight, under = self.carrier.manner.flight, deque[Future[Said]]()
+        ready: queue.SimpleQueue[tuple[bytes, Future[Said]] | None] = queue.SimpleQueue()
+        for _ in range(flight):  # daemons: a process that is to end does not wait for what is under way, as for a pool
+            threading.Thread(target=self._bring, args=(ready,), daemon=True).start()
         try:
             for header, body in things:
-                under.append(self._pool.submit(self._brought, self._sealed(header, body), SLACK))
-                if len(under) == self.carrier.manner.flight:
+                under.append(Future())
+                ready.put((self._sealed(header, body), under[-1]))
+                if len(under) == flight:
                     yield under.popleft().result()[:2]
             while under:
                 yield under.popleft().result()[:2]
         finally:
+            for _ in range(flight):
+                ready.put(None)
             wait(under)
+
+    def _bring(self, ready: "queue.SimpleQueue[tuple[bytes, Future[Said]] | None]") -> None:
+        while (thing := ready.get()) is not None:
+            request, said = thing
+            try:
+                said.set_result(self._brought(request, SLACK))
+            except Exception as e:  # it is raised where the result is waited for
+                said.set_exception(e)
+            del thing, request, said  # parts are large
 
     def refresh(self) -> None:
         """Tries larger parts again, where smaller ones had to do."""
@@ -95,7 +108,7 @@ class Line:
         whole = {**header, "number": self._number, "wait": wait}
         return envelope.sealed(REQUEST, whole, body, self.talk, self.site, self.seal)
 
-    def _brought(self, request: bytes, seconds: float) -> tuple[dict[str, Any], memoryview, str]:
+    def _brought(self, request: bytes, seconds: float) -> Said:
         try:
             data = self.carrier.call(self.site, request, seconds)
         except Barred:
