@@ -1,6 +1,8 @@
 """Members who turn on the others: they spoil their own part of a study, in sentences, and nothing else."""
 
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,12 +11,12 @@ import pytest
 import torch
 
 import echo
-from between import TALK, Between
+from between import TALK, Between, Straight
 from fedscan import wire
 from fedscan.engines import desk as desks
 from fedscan.engines import envelope, remote
 from fedscan.engines.desk import Desk
-from fedscan.engines.doors import Barred
+from fedscan.engines.doors import Barred, Manner
 from fedscan.engines.envelope import ANSWER, EPOCH
 from fedscan.engines.remote import SiteFailed
 from fedscan.method import Message
@@ -325,3 +327,52 @@ def test_who_is_barred_is_absent_at_once_and_looked_for_again_where_a_study_wait
     if absent == "wait":
         assert same(state, run(study, tmp_path / "local"))
     assert tap.left == 0
+
+
+class Turns(Straight):
+    """Brings each request to the machine that is next."""
+
+    def __init__(self, machines: dict[str, Between], order: str) -> None:
+        self.machines, self.order = machines, iter(order)
+
+    def call(self, site: str, request: bytes, seconds: float) -> bytes:
+        return self.machines[next(self.order)].desks[site].handle(request)
+
+
+@pytest.mark.parametrize(
+    ("order", "held"), [("aaab", 0), ("abbb", 0), ("aba", 1), ("aabba", 1), ("abca", 1), ("abc", 0)]
+)
+def test_one_key_on_two_machines_is_noticed_and_held(order: str, held: int, tmp_path: Path) -> None:
+    """A hospital's folder was copied, and both answer: neither is heard any more. One that moved is (T1)."""
+    machines = {name: Between(echo.study((SITE,)), tmp_path / name) for name in "abc"}
+    line = remote.Line(SITE, Turns(machines, order), TALK, Unsigned("coordinator"), 1)
+    for _ in order[: len(order) - held]:
+        line.say({"act": "hello"})
+    for _ in range(2 * held):
+        with pytest.raises(Barred, match="two processes answer as"):
+            line.say({"act": "hello"})
+
+
+def test_what_was_under_way_to_a_process_that_was_started_anew_is_no_second_machine(tmp_path: Path) -> None:
+    old, new = (Between(echo.study((SITE,)), tmp_path / name).desks[SITE] for name in "ab")
+    asked, answered = threading.Event(), threading.Event()
+
+    class Late:
+        manner = Manner()
+
+        def call(self, site: str, request: bytes, seconds: float) -> bytes:
+            if threading.current_thread() is not threading.main_thread():
+                said = old.handle(request)
+                asked.set()
+                assert answered.wait(20)
+                return said
+            return new.handle(request)
+
+    line = remote.Line(SITE, Late(), TALK, Unsigned("coordinator"), 1)
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(line.say, {"act": "hello"})
+        assert asked.wait(20)
+        line.say({"act": "hello"})
+        answered.set()
+        assert first.result()[0]["status"] == "ready"
+    line.say({"act": "hello"})

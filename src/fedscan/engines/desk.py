@@ -4,6 +4,7 @@ A turn that was answered is answered again from there; what was lost on its way 
 beside the conversation, so that a request for what is not ready yet is answered at once: it is being worked on.
 """
 
+import secrets
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -68,6 +69,7 @@ class Desk:
     ) -> None:  # fmt: skip
         self.name, self.folder, self.talk, self.seal = name, folder, talk, seal
         self.facts, self.ended = facts, threading.Event()
+        self.life = secrets.token_hex(8)  # who has a copy of the folder has another
         self.about, self.permit, self.hide, self.log = about, permit, hide, log
         self.event, self.durable, self.most = event, durable, most
         self.limits, self.runs, self.since = limits, runs, since
@@ -103,7 +105,7 @@ class Desk:
         if "why" in told:
             told["why"] = envelope.plain(told["why"])
         talk = replace(self.talk, run=run)
-        told = {**told, "of": envelope.mark(request)}
+        told = {**told, "of": envelope.mark(request), "life": self.life}
         return envelope.sealed(ANSWER, told, body, talk, self.talk.coordinator, self.seal)
 
     def takes(self, question: str) -> Spec | None:

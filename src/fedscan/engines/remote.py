@@ -59,6 +59,9 @@ class Line:
         self._any_run = replace(talk, run="")  # an answer names its request, and so the run
         self._number = epoch * EPOCH
         self.part = min(carrier.manner.part, MOST_PART)
+        self._life, self._since = "", 0  # the site's process, and the last request by when it was first heard
+        self._former: dict[str, int] = {}  # those before it, and the last request that each may yet have answered
+        self._twice, self._lock = "", threading.Lock()
 
     def say(self, header: Mapping[str, Any], body: Data = b"", wait: float = 0.0, most: float = math.inf) -> Said:
         """What the site says, which may take it ``wait`` seconds, and ``most`` with the way there and back: the
@@ -109,6 +112,9 @@ class Line:
         return envelope.sealed(REQUEST, whole, body, self.talk, self.site, self.seal)
 
     def _brought(self, request: bytes, seconds: float) -> Said:
+        number = self._number
+        if self._twice:
+            raise Barred(self._twice)
         try:
             data = self.carrier.call(self.site, request, seconds)
         except Barred:
@@ -122,12 +128,31 @@ class Line:
             raise Lost(envelope.plain(e)) from e
         if told.get("of") != envelope.mark(request):
             raise Lost(f"{self.site} answered another request")
+        self._hold_life(str(told.get("life"))[:32], number)
         match told.get("status"):
             case "unheard":
                 raise Lost(f"{self.site} does not take the request: {envelope.plain(told.get('why'))}")
             case "unable":
                 raise Lost(envelope.plain(told.get("why")))
         return told, out, envelope.signed_part(data)
+
+    def _hold_life(self, life: str, number: int) -> None:
+        """Raises Barred, from now on, where one process of the site was followed by another and yet answers again.
+
+        One that was started anew has another life than the one before, which answers what it was asked by then at most.
+        """
+        with self._lock:
+            if number > self._former.get(life, number):
+                self._twice = (
+                    f"two processes answer as {self.site}, by turns: its folder was copied, so end one of them, have "
+                    "the certificate revoked and a new one given if the copy is not yours, and serve again"
+                )
+                raise Barred(self._twice)
+            if life in self._former or life == self._life or number <= self._since:
+                return  # the last of these was under way when the one that is heard now was first heard
+            if self._life:
+                self._former[self._life] = self._number
+            self._life, self._since = life, self._number
 
 
 class Remote:
