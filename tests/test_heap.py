@@ -1,5 +1,6 @@
 """Memory goes back to the system: pages of mapped files, and nothing that somebody has written."""
 
+import os
 import sys
 import time
 import weakref
@@ -12,6 +13,7 @@ import torch
 import echo
 from between import Between
 from fedscan import heap, trees, wire
+from fedscan.engines import incoming
 from fedscan.schema import Weights
 from hostile import SITE, letter_of
 
@@ -104,3 +106,20 @@ def test_what_brings_messages_to_a_site_holds_none_while_it_waits(tmp_path: Path
         time.sleep(0.01)
     assert held() is None
     engine.close()
+
+
+@linux
+def test_a_site_gives_back_the_messages_before_a_large_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(incoming, "LARGE", ENTRIES)
+    messages, found, files = incoming.Incoming(tmp_path, 1 << 30), [], []
+    for number in (1.0, 2.0):
+        parcel = wire.pack({"weights": Weights({"a": torch.full((ENTRIES,), number)})})
+        header = {"asked": parcel.digest, "nbytes": parcel.nbytes, "payload": parcel.digest, "travels": parcel.nbytes}
+        messages.put(parcel.digest, 0, parcel.nbytes, memoryview(bytes(parcel)))
+        os.sync()  # pages that are not on the disk yet stay
+        files.append(tmp_path / parcel.digest)
+        found.append(messages.message({**header, "recipe": []}, memoryview(b"")))
+        assert found[-1]["weights"]["a"].sum() == number * ENTRIES
+        assert in_memory(files[-1]) >= 4 * ENTRIES
+    assert in_memory(Path(f"{files[0]} (deleted)")) < ENTRIES
+    assert [float(message["weights"]["a"][-1]) for message in found] == [1.0, 2.0]

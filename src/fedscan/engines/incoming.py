@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 
 from fedscan import wire
+from fedscan.heap import give_back
 from fedscan.spec import Refused, Spec
 from fedscan.wire import Buffer, Parcel, Pieces
 
+LARGE = 64 << 20  # bytes of a message that is worth some care for the memory that it takes
 HELD = 2  # messages whose weights may be spoken of by their hash
 LACKS, PARTS = "lacks", "parts"  # why there is no message yet: weights that are not held here; parts still to come
 
@@ -71,6 +73,9 @@ class Incoming:
         payload = np.asarray(body) if len(body) == travels else self._arrived(name, travels)
         if payload is None:
             return PARTS
+        if size >= LARGE:  # while it is held to its hash and answered, those before need not lie in memory too
+            for _, before, _ in self._held:
+                give_back(wire.pack(before).leaves)
         data = self._made(recipe, payload) if recipe else Pieces([payload])
         if len(data) != size or data.digest != asked:
             if len(body) != travels and self.have(name):
