@@ -164,14 +164,14 @@ class Tally:
         """How many questions were refused."""
         return len(self._turns["refused"])
 
-    def handle(self, request: Came) -> bytes:
+    def handle(self, request: Came) -> Came:
         """What the desk says to a request."""
         said = self.desk.handle(request)
         with self._lock:
             self._count(request, said)
         return said
 
-    def _count(self, request: Came, said: bytes) -> None:
+    def _count(self, request: Came, said: Came) -> None:
         self.came += len(request)
         told = wire.loads(signed_part(said))
         if told["status"] == "unheard":

@@ -13,7 +13,7 @@ from typing import Any
 
 from fedscan import wire
 from fedscan.engines import envelope
-from fedscan.engines.doors import Came, Manner
+from fedscan.engines.doors import Came, Data, Manner, room
 from fedscan.engines.envelope import ANSWER, EPOCH, MOST_PART, REQUEST, Seal, Talk
 from fedscan.engines.heads import Heads
 from fedscan.engines.incoming import Incoming
@@ -88,8 +88,9 @@ class Desk:
         else:
             self.beats += 1
 
-    def handle(self, request: Came) -> bytes:
+    def handle(self, request: Came) -> Came:
         """What the site says to a request. Whatever is wrong with it is said in one sentence, and nothing is done."""
+        body: Data
         run, body = "", b""
         try:
             header, data = envelope.opened(REQUEST, request, self.talk, self.talk.coordinator, self.seal)
@@ -165,7 +166,7 @@ class Run:
 
     # -- requests ----------------------------------------------------------------------------------------------------
 
-    def act(self, header: Mapping[str, Any], body: memoryview) -> tuple[dict[str, Any], bytes]:
+    def act(self, header: Mapping[str, Any], body: memoryview) -> tuple[dict[str, Any], Data]:
         """Does what a request says, if it is newer than all before. Raises Refused for what is malformed."""
         with self.lock:
             self._hold_number(header)
@@ -280,7 +281,7 @@ class Run:
         finally:
             job.done.set()
 
-    def _with_answer(self, told: dict[str, Any], header: Mapping[str, Any]) -> tuple[dict[str, Any], bytes]:
+    def _with_answer(self, told: dict[str, Any], header: Mapping[str, Any]) -> tuple[dict[str, Any], Data]:
         """What is said of an answer, and the answer itself where it is small; neither, where it must not leave."""
         stays = self._withheld(told["question"], told["turn"]) if told["status"] == "answered" else {}
         told = vouched(stays or told, header)
@@ -309,16 +310,18 @@ class Run:
             self._said = said
             self.desk.log(envelope.plain(text))
 
-    def _fetch(self, turn: tuple[int, int], digest: str, at: int, part: int) -> tuple[dict[str, Any], bytes]:
+    def _fetch(self, turn: tuple[int, int], digest: str, at: int, part: int) -> tuple[dict[str, Any], Data]:
         """A part of an answer that is on the disk."""
         known = self.disk.receipt(turn)
         if known is None or known.answered != digest or not 0 <= at <= known.nbytes:
             raise Refused(f"there is no answer of round {turn[0]}, call {turn[1]} with that digest here")
         if stays := self._withheld(known.question, turn):
             return stays, b""
-        with self.disk.answer(turn).open("rb") as file:
+        found = room(min(part, known.nbytes - at))
+        with self.disk.answer(turn).open("rb", buffering=0) as file:
             file.seek(at)
-            return {"status": "part", "at": at, "question": known.question}, file.read(part)
+            data = memoryview(found)[: file.readinto(found)]
+        return {"status": "part", "at": at, "question": known.question}, data
 
     # -- what is past ------------------------------------------------------------------------------------------------
 

@@ -6,12 +6,13 @@ which imports the standard library only. What passes is sealed by those who wrot
 """
 
 import json
+import mmap
 import os
 import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,8 @@ from typing import Any, Protocol
 FILE = "door.json"
 MOST_HEADER = 64 << 10
 MOST_BODY = 80 << 20  # of one frame; larger messages go in parts
-Came = bytes | bytearray
+LARGE = 1 << 20
+Came = bytes | bytearray | mmap.mmap
 Data = Came | memoryview  # nobody writes into it any more
 Forward = Callable[[str, Any, float], Data]  # site, request and seconds to wait; raises Lost
 
@@ -67,7 +69,7 @@ def put(sock: socket.socket, header: Mapping[str, Any], body: Data = b"") -> Non
         sock.sendall(body)
 
 
-def take(sock: socket.socket, most: int = MOST_BODY) -> tuple[dict[str, Any], bytearray]:
+def take(sock: socket.socket, most: int = MOST_BODY) -> tuple[dict[str, Any], Came]:
     """The next frame. Raises Lost where the other side has gone, or announces more than ``most`` bytes."""
     told, length = announced(sock, most)
     return told, exactly(sock, length)
@@ -80,7 +82,7 @@ def announced(sock: socket.socket, most: int = MOST_BODY) -> tuple[dict[str, Any
     if header > MOST_HEADER or body > most:
         raise Lost(f"a frame of {header} and {body} bytes was announced; at most {MOST_HEADER} and {most} pass")
     try:
-        told = json.loads(exactly(sock, header))
+        told = json.loads(exactly(sock, header)[:])
     except (ValueError, RecursionError) as e:
         raise Lost("a frame without a proper header came") from e
     if not isinstance(told, dict):
@@ -88,9 +90,9 @@ def announced(sock: socket.socket, most: int = MOST_BODY) -> tuple[dict[str, Any
     return told, body
 
 
-def exactly(sock: socket.socket, length: int) -> bytearray:
+def exactly(sock: socket.socket, length: int) -> bytearray | mmap.mmap:
     """That many bytes."""
-    data, at = bytearray(length), 0
+    data, at = room(length), 0
     with memoryview(data) as view:
         while at < length:
             came = sock.recv_into(view[at:])
@@ -98,6 +100,28 @@ def exactly(sock: socket.socket, length: int) -> bytearray:
                 raise Lost("the connection was closed")
             at += came
     return data
+
+
+def room(length: int) -> bytearray | mmap.mmap:
+    """Memory for so many bytes; for many, in large pages: it costs less to fill those than to be given small ones."""
+    if length < LARGE or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return bytearray(length)
+    found = mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with suppress(OSError):  # a kernel without them
+        found.madvise(mmap.MADV_HUGEPAGE)
+    return found
+
+
+def joined(pieces: Sequence[Data]) -> Came:
+    """The pieces in a row."""
+    length = sum(map(len, pieces))
+    if length < LARGE:
+        return b"".join(pieces)
+    found, at = room(length), 0
+    for piece in pieces:
+        found[at : at + len(piece)] = piece
+        at += len(piece)
+    return found
 
 
 class Door:

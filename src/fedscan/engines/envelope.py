@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from fedscan import __version__
-from fedscan.engines.doors import Came, Data
+from fedscan.engines.doors import Came, Data, joined
 from fedscan.spec import Refused
 
 PROTOCOL = 1
@@ -49,14 +49,14 @@ class Talk:
     coordinator: str
 
 
-def sealed(kind: str, header: Mapping[str, Any], body: Data, talk: Talk, to: str, seal: Seal) -> bytes:
+def sealed(kind: str, header: Mapping[str, Any], body: Data, talk: Talk, to: str, seal: Seal) -> Came:
     """A request or an answer as bytes: the length of its header (4 bytes), the signed header, the body."""
     whole = {
         **header, "kind": kind, "protocol": PROTOCOL, "fedscan": __version__, "study": talk.study, "run": talk.run,
         "from": seal.name, "to": to, "body": hashlib.sha256(body).hexdigest(),
     }  # fmt: skip
     text = seal.sign(whole)
-    return b"".join((len(text).to_bytes(4, "big"), text, body))
+    return joined((len(text).to_bytes(4, "big"), text, body))
 
 
 def opened(kind: str, data: Came, talk: Talk, sender: str, seal: Seal) -> tuple[dict[str, Any], memoryview]:

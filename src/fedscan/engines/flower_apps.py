@@ -42,7 +42,7 @@ class Bringer:
         news = 0
         while True:
             try:
-                told = json.loads(self.gate.call({"act": "since", "news": news, "seconds": 20.0}, b"", 25.0))
+                told = json.loads(self.gate.call({"act": "since", "news": news, "seconds": 20.0}, b"", 25.0)[:])
             except Lost:
                 time.sleep(0.2)
                 news = 0

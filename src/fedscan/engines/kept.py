@@ -192,7 +192,7 @@ def interpreter(engine: str, package: str, wanted: str) -> str:
 def sites_connected(folder: Path) -> list[str]:
     """The sites that are connected with the coordinator's engine now; none while it starts."""
     try:
-        return list(json.loads(Relayed(folder).call("", b"", 2.0)))
+        return list(json.loads(Relayed(folder).call("", b"", 2.0)[:]))
     except Lost:
         return []
 

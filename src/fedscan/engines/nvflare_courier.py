@@ -72,7 +72,7 @@ class AtCoordinator(FLComponent):  # type: ignore[misc]
                 patience = min(2 * patience, 8.0)  # for a line that takes so long
             else:
                 reply = self.cell.send_request(
-                    channel=CHANNEL, topic=TOPIC, target=site, request=Message({SECONDS: left}, request),
+                    channel=CHANNEL, topic=TOPIC, target=site, request=Message({SECONDS: left}, memoryview(request)),
                     timeout=left, optional=True, abort_signal=Gone(self.cell, site, met, until),
                 )  # fmt: skip
                 code = reply.get_header(MessageHeaderKey.RETURN_CODE)
@@ -128,7 +128,7 @@ class AtSite(FLComponent):  # type: ignore[misc]
             reply = make_reply(ReturnCode.OK)
             reply.set_header(LOST, str(e))
             return reply
-        return make_reply(ReturnCode.OK, body=said)
+        return make_reply(ReturnCode.OK, body=memoryview(said))
 
     def mind(self) -> None:
         """Notes when the server last answered, and sees to it that something passes on the connection."""

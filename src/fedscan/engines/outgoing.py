@@ -5,7 +5,7 @@ from bisect import bisect_right
 from collections.abc import Collection
 from typing import Any
 
-from fedscan.engines.doors import Data
+from fedscan.engines.doors import Data, joined
 from fedscan.recorded import Letter
 from fedscan.wire import Parcel
 
@@ -54,7 +54,7 @@ class Outgoing:
             found.append(piece)
             left -= len(piece)
             i += 1
-        return found[0] if len(found) == 1 else b"".join(found)
+        return found[0] if len(found) == 1 else joined(found)
 
 
 def cut(parcel: Parcel, known: Collection[str]) -> tuple[list[Any], list[Any]]:

@@ -21,7 +21,7 @@ from typing import Any
 
 from fedscan import wire
 from fedscan.engines import envelope
-from fedscan.engines.doors import Barred, Carrier, Data, Lost
+from fedscan.engines.doors import Barred, Came, Carrier, Data, Lost
 from fedscan.engines.envelope import ANSWER, EPOCH, MOST_PART, REQUEST, Seal, Talk
 from fedscan.engines.incoming import LACKS
 from fedscan.engines.outgoing import Outgoing
@@ -77,7 +77,7 @@ class Line:
         Raises Lost as ``say`` does; what was under way then has come to its end too.
         """
         flight, under = self.carrier.manner.flight, deque[Future[Said]]()
-        ready: queue.SimpleQueue[tuple[bytes, Future[Said]] | None] = queue.SimpleQueue()
+        ready: queue.SimpleQueue[tuple[Came, Future[Said]] | None] = queue.SimpleQueue()
         for _ in range(flight):  # daemons: a process that is to end does not wait for what is under way, as for a pool
             threading.Thread(target=self._bring, args=(ready,), daemon=True).start()
         try:
@@ -93,12 +93,12 @@ class Line:
                 ready.put(None)
             wait(under)
 
-    def _bring(self, ready: "queue.SimpleQueue[tuple[bytes, Future[Said]] | None]") -> None:
+    def _bring(self, ready: "queue.SimpleQueue[tuple[Came, Future[Said]] | None]") -> None:
         while (thing := ready.get()) is not None:
             request, said = thing
             try:
                 said.set_result(self._brought(request, SLACK))
-            except Exception as e:  # it is raised where the result is waited for
+            except BaseException as e:  # it is raised where the result is waited for
                 said.set_exception(e)
             del thing, request, said  # parts are large
 
@@ -106,12 +106,12 @@ class Line:
         """Tries larger parts again, where smaller ones had to do."""
         self.part = min(2 * self.part, self.carrier.manner.part, MOST_PART)
 
-    def _sealed(self, header: Mapping[str, Any], body: Data, wait: float = 0.0) -> bytes:
+    def _sealed(self, header: Mapping[str, Any], body: Data, wait: float = 0.0) -> Came:
         self._number += 1
         whole = {**header, "number": self._number, "wait": wait}
         return envelope.sealed(REQUEST, whole, body, self.talk, self.site, self.seal)
 
-    def _brought(self, request: bytes, seconds: float) -> Said:
+    def _brought(self, request: Came, seconds: float) -> Said:
         number = self._number
         if self._twice:
             raise Barred(self._twice)
