@@ -423,6 +423,7 @@ def test_a_ledger_that_was_changed_is_found(fedscan: Command, done: Path, tmp_pa
     assert seal == read_record(run).seal
     assert fedscan("ledger", "verify", run, "--seal", seal).code == 0
     assert "it was cut, or made anew" in fedscan("ledger", "verify", run, "--seal", "0" * 64).err
+    assert "a seal is 64 hexadecimal digits; copy it" in fedscan("ledger", "verify", run, "--seal", "abc").err
     assert "no hospital has signed it" in fedscan("ledger", "verify", run, "--root", "0" * 64).err
     with closing(sqlite3.connect(run / "journal.sqlite")) as db:
         db.execute("UPDATE scores SET value = value + 0.01 WHERE round = 1 AND value IS NOT NULL")

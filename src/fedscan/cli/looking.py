@@ -252,6 +252,7 @@ def verify(
     json: JSON = False,
 ) -> None:
     """Check that a record is as it was written, row by row, and that hospitals have signed their part of it."""
+    import re
     from contextlib import closing
     from dataclasses import asdict
 
@@ -260,6 +261,9 @@ def verify(
     from fedscan.ledger import opened
     from fedscan.run import Problem
 
+    if seal and not re.fullmatch("[0-9a-f]{64}", seal):
+        raise Problem(f"--seal {seal}: a seal is 64 hexadecimal digits; copy it whole from the report, or from what "
+                      "was shown to a hospital.")  # fmt: skip
     with closing(opened(run)) as db:
         chain = verified(db, seal)
         hospitals = countersigned.Countersigned() if chain.fault else countersigned.verified(run, db, root)
