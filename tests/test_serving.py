@@ -123,6 +123,9 @@ def test_one_process_at_a_time_works_on_a_run_and_in_an_engines_folder(hospitals
     with alone.hold(run / LOCK, ""), pytest.raises(ValueError, match="another `fedscan serve` is at work on"):
         serving.serve(hospitals.file, run, hospitals.table())
     assert not (run / "journal.sqlite").exists()
+    (run / "journal.sqlite").write_bytes(b"nobody may look into it yet")
+    with alone.hold(run / LOCK, ""), pytest.raises(ValueError, match="another `fedscan serve` is at work on"):
+        serving.serve(hospitals.file, run, hospitals.table())
     with (
         alone.hold(engine / "serve.lock", ""),
         pytest.raises(ValueError, match="another `fedscan serve` reaches hospitals over nvflare from"),

@@ -115,6 +115,8 @@ def serve(file: StudyFile, folder: Path, table: Table) -> Path:
     hold_named(file)
     return_freed()
     members = home.roster.names("site")
+    if alone.held(folder / LOCK):  # said before the journal, which that process holds, is opened
+        raise ValueError(AT_WORK.format(folder))
     launch.free(folder, how.resume)
     cases = known(file, folder)
     names = tuple(row.name for row in cases.rows) if cases else taking_part(file, members)
