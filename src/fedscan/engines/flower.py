@@ -21,7 +21,7 @@ from fedscan.engines.kept import Home, Kept, interpreter, write
 MEMBER = "member.json"
 DOOR, GATE = "FEDSCAN_FLOWER_DOOR", "FEDSCAN_FLOWER_GATE"  # folders, handed down from process to process
 KEEPER = "fedscan.engines.flower_keeper"
-MANNER = Manner(part=64 << 20, flight=2, patience=25.0)  # each message costs Flower half a second: few large ones
+MANNER = Manner(part=64 << 20, flight=2, patience=25.0)  # each message costs Flower some time: few large ones
 MOST = 2 << 30  # bytes of one message: at 5 to 10 MB a second, that is some minutes there and as many back
 KEPT = ("LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "FLWR_LOG_LEVEL")  # of the environment
 QUIET = {  # Flower calls nobody, and installs nothing

@@ -19,7 +19,7 @@ from fedscan.engines.doors import MOST_BODY, Manner
 from fedscan.engines.kept import Home, Kept, interpreter
 
 MEMBER = "member.json"
-MANNER = Manner(part=8 << 20, flight=2)
+MANNER = Manner(part=16 << 20, flight=2)
 LEAN = {  # what glibc keeps of parts that are free again; by itself it would keep more and more
     "MALLOC_ARENA_MAX": "2",
     "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
