@@ -1,6 +1,7 @@
 """From gate to gate over a network that breaks: each request is answered, and done once. Without Flower."""
 
 import http.client
+import select
 import socket
 import threading
 import time
@@ -133,6 +134,23 @@ def test_a_site_has_room_for_so_many_long_requests(way: Way, monkeypatch: pytest
     with pytest.raises((http.client.HTTPException, ConnectionError)):
         way.ask(bytes(1 << 20))
     assert Link.done == [b"short"]
+
+
+def test_one_certificate_with_many_connections_keeps_no_other_hospital_out(
+    way: Way, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flower_gate, "MOST_EACH", 3)
+    way.outer._room = threading.BoundedSemaphore(10)
+    way.outer.who = lambda sock: "greedy"
+    many = [socket.create_connection(("127.0.0.1", way.outer.port), 5.0) for _ in range(20)]
+    until = time.monotonic() + 5.0
+    while len(select.select(many, [], [], 0.05)[0]) < 17 and time.monotonic() < until:
+        time.sleep(0.01)
+    assert len(select.select(many, [], [], 0.2)[0]) == 17  # these are hung up on, the others wait
+    way.outer.who = lambda sock: "other"
+    assert way.ask(b"word", seconds=5.0) == b"drow"
+    for sock in many:
+        sock.close()
 
 
 @pytest.mark.parametrize(("how", "longest"), [("barred", 30.0), ("cut", 1.0)])

@@ -41,6 +41,7 @@ KEPT = 32  # short answers of a site that are kept, for requests that come again
 MOST_BUNDLE = 1 << 20
 MOST_LONG = 16  # requests of a site at once that are longer than what is kept in memory
 MOST_CALLERS = 1000  # connections at once
+MOST_EACH = 64  # of one member
 
 
 class Barred(Closed):
@@ -72,7 +73,7 @@ class Gate:
         self.dial, self.context, self.who, self.held = dial, context, who, held
         self._closed, self._room = threading.Event(), threading.BoundedSemaphore(MOST_CALLERS)
         self._asked: dict[str, OrderedDict[str, Once]] = {}  # by who asks, what came last
-        self._long, self._lock = Counter[str](), threading.Lock()
+        self._here, self._long, self._lock = Counter[str | None](), Counter[str | None](), threading.Lock()
         self.used = 0.0  # when something last came back from outside
         self._listening = socket.create_server(address, backlog=64)
         self.port: int = self._listening.getsockname()[1]
@@ -99,17 +100,9 @@ class Gate:
                 sock = self.context.wrap_socket(sock, server_side=True)
             name = self.who(sock)
             inside = Wire(sock, 10.0 if name is None else SILENCE)
-            while True:
-                asked = inside.head()
-                if name is None:
-                    inside.body(min(asked.length, SMALL))  # what is left unread resets the connection
-                if name is None or asked.first[1] not in NODE:
-                    sock.sendall(BARRED if name is None else FORBIDDEN)
-                    return
-                with self._space(name, asked.length), inside.body(asked.length) as body:
-                    if not self._answer(name, asked, body, inside, way):
-                        return
-                way.used = self.used = time.monotonic()
+            with self._space(self._here, name, 1, MOST_EACH):
+                while self._served(name, inside, way):
+                    way.used = self.used = time.monotonic()
         except (Closed, OSError, ValueError):
             pass  # whoever was here asks again
         finally:
@@ -117,19 +110,29 @@ class Gate:
             way.close()
             self._room.release()
 
+    def _served(self, name: str | None, inside: Wire, way: Way) -> bool:
+        """Takes one request and answers it; whether another one may follow."""
+        asked = inside.head()
+        if name is None:
+            inside.body(min(asked.length, SMALL))  # what is left unread resets the connection
+        if name is None or asked.first[1] not in NODE:
+            inside.sock.sendall(BARRED if name is None else FORBIDDEN)
+            return False
+        with self._space(self._long, name, int(asked.length > SMALL), MOST_LONG), inside.body(asked.length) as body:
+            return self._answer(name, asked, body, inside, way)
+
     @contextmanager
-    def _space(self, name: str, length: int) -> Iterator[None]:
-        """Room for one more request. Raises Closed for one that is long, where many of the same site are here."""
-        long = int(length > SMALL)
+    def _space(self, taken: Counter[str | None], name: str | None, more: int, most: int) -> Iterator[None]:
+        """Takes room of a member, and gives it back. Raises Closed where it has taken all of its own already."""
         with self._lock:
-            if self._long[name] + long > MOST_LONG:
+            if taken[name] + more > most:
                 raise Closed
-            self._long[name] += long
+            taken[name] += more
         try:
             yield
         finally:
             with self._lock:
-                self._long[name] -= long
+                taken[name] -= more
 
     def _answer(self, name: str, asked: Head, body: Body, inside: Wire, way: Way) -> bool:
         """Answers one request; whether another one may follow."""
