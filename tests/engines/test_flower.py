@@ -101,7 +101,7 @@ class Net:
         self.doors[name] = Door(self.door(name), answer)
 
     def call(self, name: str, request: bytes, seconds: float = 30.0) -> bytes:
-        return Relayed(self.folder / "engine-hub").call(name, request, seconds)
+        return bytes(Relayed(self.folder / "engine-hub").call(name, request, seconds))
 
     def echo(self, name: str, length: int = 1 << 10) -> None:
         """Asks until there is an answer, which has to be right."""
