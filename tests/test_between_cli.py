@@ -116,7 +116,7 @@ def test_the_page_from_nothing_to_a_report(fedscan: Command, start: Callable[...
     assert {"fedscan_join_waits_for_yes 0.0", "fedscan_join_answers_total 0.0"} <= metrics(own)
     assert re.search(r"^west +is waited for: .* +\d+ s$", fedscan("status", "run").out, re.M)
     refused(fedscan(*east), "another `fedscan join` is at work in sites/east: one at a time answers for a hospital.")
-    refused(fedscan(*serve), "run already holds a run; add --resume to go on with it")
+    refused(fedscan(*serve), "another `fedscan serve` is at work on the run in run: wait for it")
 
     # the coordinator is stopped in the middle, and a hospital leaves; both come back
     second = start(*west)
