@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 PAGEOUT = 21  # MADV_PAGEOUT of Linux: pages that were written to stay as they are, others are read again when used
-LEAST = 1 << 17  # bytes: what is smaller is not worth the call
+LEAST = 4 << 20  # bytes: what is smaller is not worth the call
 _MAPPED: WeakValueDictionary[int, mmap.mmap] = WeakValueDictionary()  # by address
 
 
