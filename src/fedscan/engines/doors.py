@@ -21,7 +21,7 @@ from typing import Any, Protocol
 FILE = "door.json"
 MOST_HEADER = 64 << 10
 MOST_BODY = 80 << 20  # of one frame; larger messages go in parts
-LARGE = 1 << 20
+LARGE = 1 << 20  # bytes that are worth large pages
 Came = bytes | bytearray | mmap.mmap
 Data = Came | memoryview  # nobody writes into it any more
 Forward = Callable[[str, Any, float], Data]  # site, request and seconds to wait; raises Lost
@@ -69,18 +69,18 @@ def put(sock: socket.socket, header: Mapping[str, Any], body: Data = b"") -> Non
         sock.sendall(body)
 
 
-def take(sock: socket.socket, most: int = MOST_BODY) -> tuple[dict[str, Any], Came]:
-    """The next frame. Raises Lost where the other side has gone, or announces more than ``most`` bytes."""
-    told, length = announced(sock, most)
+def take(sock: socket.socket) -> tuple[dict[str, Any], Came]:
+    """The next frame. Raises Lost where the other side has gone, or announces more than ``MOST_BODY`` bytes."""
+    told, length = announced(sock)
     return told, exactly(sock, length)
 
 
-def announced(sock: socket.socket, most: int = MOST_BODY) -> tuple[dict[str, Any], int]:
+def announced(sock: socket.socket) -> tuple[dict[str, Any], int]:
     """The header of the next frame, and how many bytes its body has, which are still to be taken. Raises Lost."""
     lengths = exactly(sock, 12)
     header, body = int.from_bytes(lengths[:4], "big"), int.from_bytes(lengths[4:], "big")
-    if header > MOST_HEADER or body > most:
-        raise Lost(f"a frame of {header} and {body} bytes was announced; at most {MOST_HEADER} and {most} pass")
+    if header > MOST_HEADER or body > MOST_BODY:
+        raise Lost(f"a frame of {header} and {body} bytes was announced; at most {MOST_HEADER} and {MOST_BODY} pass")
     try:
         told = json.loads(exactly(sock, header)[:])
     except (ValueError, RecursionError) as e:

@@ -39,7 +39,7 @@ class Incoming:
             self.drop()  # what else began to come is not waited for any more
         with path.open("ab") as file:
             file.write(data)
-        return self.have(payload)
+        return have + len(data)
 
     def have(self, payload: str) -> int:
         """How many bytes of a payload have come in parts."""

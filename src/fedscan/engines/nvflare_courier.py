@@ -29,7 +29,7 @@ from nvflare.fuel.f3.mpm import MainProcessMonitor
 from nvflare.fuel.f3.sfm import conn_manager
 from nvflare.private.fed.utils import identity_utils
 
-from fedscan.engines.doors import Door, Lost, hand_in, relay
+from fedscan.engines.doors import Data, Door, Lost, hand_in, relay
 from fedscan.engines.kept import HEARD, ORPHANED, OWNER, lock_for_life, owned
 from fedscan.engines.nvflare import MEMBER
 
@@ -56,7 +56,7 @@ class AtCoordinator(FLComponent):  # type: ignore[misc]
             self.cell.register_request_cb(channel=CHANNEL, topic=PING, cb=awake)
             self.door = relay(self.folder, self.forward)
 
-    def forward(self, site: str, request: bytes, seconds: float) -> bytes:
+    def forward(self, site: str, request: Data, seconds: float) -> bytes:
         """What the site said; the list of connected sites where none is named. Waits for a site that is away.
 
         Raises Lost where nothing came within ``seconds``, or the site could not be asked at its own end.
